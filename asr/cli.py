@@ -1,0 +1,80 @@
+"""What every command shares: flags from dataclasses, and one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+
+def guarded(function: Callable[[], int | None]) -> int:
+    """Runs a command; a ValueError or OSError becomes one line on stderr and exit code 2."""
+    try:
+        return function() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line; operating-system errors name the file."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """Adds one flag a field of a dataclass: type from the default, help from the metadata."""
+    for f in fields(config):
+        default: Any = f.default if f.default is not MISSING else None
+        extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
+        text = f.metadata.get("help", "")
+        shown = "" if default in (None, "") else f" (default: {default})"
+        if isinstance(default, bool):
+            parser.add_argument(
+                f"--{f.name}", action=argparse.BooleanOptionalAction, default=None, help=text + shown
+            )
+        else:
+            parser.add_argument(
+                f"--{f.name}", type=f.metadata.get("type", type(default)), default=None,
+                help=text + shown, **extra,
+            )  # fmt: skip
+
+
+def from_flags(config: type, args: argparse.Namespace, file: dict[str, Any] | None = None) -> Any:
+    """The dataclass: a flag that was given, else the config file's value, else the default."""
+    values = {f.name: v for f in fields(config) if (v := (file or {}).get(f.name)) is not None}
+    given = {f.name: v for f in fields(config) if (v := getattr(args, f.name, None)) is not None}
+    return config(**{**values, **given})
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """A JSON or TOML file of flag values, as a dict."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        if path.endswith(".toml"):
+            try:
+                import tomllib
+            except ModuleNotFoundError:  # Python 3.10
+                import tomli as tomllib
+            values: Any = tomllib.loads(text)
+        else:
+            values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON or TOML file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object of flag names and values")
+    return values
+
+
+def int_list(text: str) -> tuple[int, ...]:
+    """Parses '2,4' into (2, 4); an empty text is ()."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
