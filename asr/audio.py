@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,16 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from asr.containers import find_problem
+
 SAMPLE_RATE = 16000
 EXTENSIONS = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 
 MIN_RATE, MAX_RATE = 4000, 768_000  # Hz; outside, a header is taken for damaged
 MAX_CHANNELS = 8  # of an array; more look like a batch of waveforms
 BLOCK = 1 << 22  # frames read at once: longer files are read piece by piece to save memory
-UNKNOWN_SIZE = 0x7FFF0000  # programs that write WAV to a pipe put sizes like these in the header
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least this for a FLAC without a length
+AGAIN = "copy or download it again, or re-encode what is there"
 
 Waveform = npt.NDArray[np.float32]
 
@@ -50,8 +51,8 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Waveform:
             pieces = [file.read(dtype="float32")] if known else _read_pieces(file, sample_rate)
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise AudioError(_damaged(path, error)) from None
-        if known and len(pieces[0]) < file.frames:
-            raise AudioError(_truncated(path, f"{len(pieces[0])} of {file.frames} samples"))
+        if known:
+            _check_count(file, len(pieces[0]))
         rate = file.samplerate if known else sample_rate
     waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, "f4")])
     if not waveform.size:
@@ -108,29 +109,15 @@ def limit_peak(waveform: Waveform) -> Waveform:
 
 
 def check_file(path: str | Path) -> None:
-    """Raise AudioError if `path` is not a file with a whole WAV, Ogg or MP3 stream in it.
-
-    Looks at the container only (a few kilobytes), since libsndfile reads truncated WAV, Ogg and
-    MP3 files without complaint. Damaged FLAC is found by decoding.
-    """
+    """Raise AudioError if `path` is missing, empty or, by its container, truncated."""
     try:
         with open(path, "rb", buffering=0) as file:
             info = os.fstat(file.fileno())
-            size = info.st_size
             if not stat.S_ISREG(info.st_mode):
                 raise AudioError(f"{path}: not a regular file; save the audio to a file first")
-            if size == 0:
+            if info.st_size == 0:
                 raise AudioError(f"{path}: the file is empty; record or download it again")
-            head = file.read(4096)
-            if head[:4] == b"OggS":
-                file.seek(max(0, size - 65536))  # a page has at most 65307 bytes
-                problem = _ogg_problem(file.read())
-            elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-                problem = _wav_problem(file, size)
-            elif head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0):
-                problem = _mp3_problem(file, head, size)
-            else:
-                problem = ""
+            problem = find_problem(file, info.st_size, os.fspath(path))
     except FileNotFoundError:
         raise AudioError(f"{path}: no such audio file; check the path") from None
     except IsADirectoryError:
@@ -141,7 +128,7 @@ def check_file(path: str | Path) -> None:
         reason = getattr(error, "strerror", None) or error
         raise AudioError(f"{path}: cannot be read ({reason}); check the file") from None
     if problem:
-        raise AudioError(_truncated(path, problem))
+        raise AudioError(f"{path}: {problem}; {AGAIN}")
 
 
 def _open(path: str | Path) -> Any:
@@ -167,7 +154,7 @@ def _read_pieces(file: Any, sample_rate: int) -> list[Waveform]:
     if file.samplerate != sample_rate:
         resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
     pieces: list[Waveform] = []
-    expected, done = file.frames, 0
+    done = 0
     while True:
         block = file.buffer_read(BLOCK, dtype="float32")
         samples = np.frombuffer(block, dtype=np.float32).reshape(-1, file.channels)
@@ -179,9 +166,14 @@ def _read_pieces(file: Any, sample_rate: int) -> list[Waveform]:
         pieces.append(resample.resample_chunk(piece, last=last) if resample else piece)
         if last:
             break
-    if done < expected:
-        raise AudioError(_truncated(file.name, f"{done} of {expected} samples"))
+    _check_count(file, done)
     return pieces
+
+
+def _check_count(file: Any, count: int) -> None:
+    """MP3 is exempt: without a Xing header (checked before) its length is only estimated."""
+    if count < file.frames and file.format != "MP3":
+        raise AudioError(f"{file.name}: truncated ({count} of {file.frames} samples); {AGAIN}")
 
 
 def _finish(samples: npt.NDArray[Any], rate: int, target_rate: int, where: str) -> Waveform:
@@ -240,10 +232,6 @@ def _check_finite(samples: npt.NDArray[Any], where: str) -> float:
     )
 
 
-def _truncated(path: str | Path, what: str) -> str:
-    return f"{path}: truncated ({what}); copy or download it again, or re-encode what is there"
-
-
 def _damaged(path: str | Path, error: Exception) -> str:
     detail = getattr(error, "error_string", "").strip().rstrip(".") or "unknown format"
     if "possibly a pipe" in detail:  # libsndfile says this of any MP3 it cannot decode
@@ -252,49 +240,3 @@ def _damaged(path: str | Path, error: Exception) -> str:
         f"{path}: not audio, or damaged ({detail}); expected WAV, FLAC, Ogg (Opus, Vorbis) or MP3, "
         "so convert it, for example with ffmpeg -i IN OUT.wav"
     )
-
-
-def _ogg_problem(tail: bytes) -> str:
-    """The last page must be whole and marked as the end of its stream (RFC 3533, section 6)."""
-    start = tail.rfind(b"OggS")
-    page = tail[start:] if start >= 0 else b""
-    segments = page[26] if len(page) > 26 else 0
-    size = 27 + segments + sum(page[27 : 27 + segments])
-    if len(page) < 27 + segments or len(page) < size:
-        return "the last Ogg page is cut"
-    return "" if page[5] & 4 else "the Ogg stream has no end"
-
-
-def _wav_problem(file: Any, size: int) -> str:
-    """The `data` chunk must lie inside the file, unless its size is a placeholder."""
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8))
-        position += 8
-        if name == b"data":
-            if length >= UNKNOWN_SIZE or position + length <= size:
-                return ""
-            return f"{size - position} of {length} bytes of samples"
-        position += length + length % 2
-    return "no samples after the header"
-
-
-def _mp3_problem(file: Any, head: bytes, size: int) -> str:
-    """A Xing or Info header, where there is one, says how many bytes the stream has."""
-    start = 0
-    if head[:3] == b"ID3" and len(head) >= 10:
-        high, middle, low, last = head[6:10]  # seven bits each
-        start = 10 + (high << 21 | middle << 14 | low << 7 | last)
-        file.seek(start)
-        head = file.read(512)
-    at = max(head.find(b"Xing", 0, 64), head.find(b"Info", 0, 64))
-    if at < 0 or len(head) < at + 16:
-        return "" if head else "no frames after the tag"
-    flags = struct.unpack(">I", head[at + 4 : at + 8])[0]
-    if not flags & 2:
-        return ""
-    field = at + (12 if flags & 1 else 8)
-    length = int(struct.unpack(">I", head[field : field + 4])[0])
-    there = size - start
-    return "" if there + 2048 >= length else f"{there} of {length} bytes"

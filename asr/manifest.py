@@ -314,6 +314,8 @@ def _parse(line: bytes, folder: Path, where: str) -> Utterance:
     number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
     if not number or not math.isfinite(duration) or duration < 0:
         raise ManifestError(f"{where}: duration is {duration!r}; expected seconds")
+    if entry.get("offset"):
+        raise ManifestError(f"{where}: offset is not supported; cut the audio into files first")
     path = os.path.join(folder, os.path.expanduser(audio))
     if not os.path.isabs(audio) and not os.path.exists(path) and os.path.exists(audio):
         path = os.path.abspath(audio)
