@@ -183,14 +183,13 @@ def _finish(samples: npt.NDArray[Any], rate: int, target_rate: int, where: str) 
         raise AudioError(
             f"{where}: a sample rate of {wrong} Hz is not usable ({MIN_RATE} to {MAX_RATE} are)"
         )
-    peak = _check_finite(samples, where)
     waveform = _to_mono(samples)
+    if _check_finite(waveform, where) > 1:
+        waveform = limit_peak(waveform)
     if rate != target_rate:
         waveform = soxr.resample(waveform, rate, target_rate, quality="HQ")
         if not waveform.size:
             raise AudioError(f"{where}: too short to resample ({len(samples)} samples)")
-        peak = _peak(waveform)
-    if peak > 1:
         waveform = limit_peak(waveform)
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
@@ -216,16 +215,16 @@ def _to_float(samples: npt.NDArray[Any], where: str) -> Waveform:
     return (samples / float(1 << (bits - 1))).astype(np.float32)
 
 
-def _peak(samples: npt.NDArray[Any]) -> float:
+def _peak(samples: Waveform) -> float:
     """Largest absolute value; NaN if any sample is NaN. Faster than `abs().max()`."""
     return max(float(samples.max()), -float(samples.min()))
 
 
-def _check_finite(samples: npt.NDArray[Any], where: str) -> float:
-    peak = _peak(samples)
+def _check_finite(waveform: Waveform, where: str) -> float:
+    peak = _peak(waveform)
     if math.isfinite(peak):
         return peak
-    bad = ~np.isfinite(samples if samples.ndim == 1 else samples.sum(axis=1))
+    bad = ~np.isfinite(waveform)
     raise AudioError(
         f"{where}: {int(bad.sum())} samples are NaN or infinite, the first at sample "
         f"{int(bad.argmax())}; export the audio again"

@@ -1,0 +1,105 @@
+"""Check speech data and write manifests: LibriSpeech folders or JSON-lines manifests in.
+
+python scripts/prepare_data.py --data_dir ./LibriSpeech/train-clean-100
+python scripts/prepare_data.py --download dev-clean
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from asr.cli import guarded
+from asr.download import MD5, URL, download_split
+from asr.prepare import Rules, name_sources, prepare, summary, write_prepared
+from asr.tokenizer import ENGLISH
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    add = parser.add_argument
+    add(
+        "--data_dir",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="split folder, LibriSpeech root, manifest or folder of manifests; may be repeated",
+    )
+    add("--output_dir", default="./data/LibriSpeech", help="where manifests go (%(default)s)")
+    add(
+        "--download",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"fetch and prepare LibriSpeech splits: {', '.join(MD5)}",
+    )
+    add("--download_dir", default="./data", help="archives and audio go here (%(default)s)")
+    add("--download_url", default=URL, help="a mirror of the archives (%(default)s)")
+    add("--keep_archive", action="store_true", help="keep the .tar.gz after unpacking")
+    add("--alphabet", default=ENGLISH, help="letters besides the space (%(default)s)")
+    add("--min_duration", type=float, default=0.1, help="seconds (%(default)s)")
+    add("--max_duration", type=float, default=35.0, help="seconds (%(default)s)")
+    add("--subsampling_factor", type=int, default=4, help="of the model (%(default)s)")
+    add("--decode", action="store_true", help="decode all audio to find damage (slower)")
+    add("--to_wav", action="store_true", help="copy as 16 kHz 16-bit WAV to OUTPUT_DIR/wav")
+    add("--num_workers", type=int, default=4, help="threads (%(default)s)")
+    return parser.parse_args(argv)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.data_dir and not args.download:
+        raise ValueError("nothing to prepare; give --data_dir PATH or --download NAME")
+    if args.num_workers < 1:
+        raise ValueError(f"--num_workers {args.num_workers} must be at least 1")
+    rules = Rules(args.alphabet, args.min_duration, args.max_duration, args.subsampling_factor,
+                  args.decode)  # fmt: skip
+    output_dir = Path(args.output_dir)
+    sources = name_sources(args.data_dir + [download(name, args) for name in args.download])
+    for name, path in sources.items():
+        if path.resolve() == (output_dir / f"{name}.json").resolve():
+            raise ValueError(f"{path}: would be overwritten; choose another --output_dir")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    done = []
+    for name, path in sources.items():
+
+        def track(results: Iterable[Any], count: int, name: str = name) -> Any:
+            return tqdm(results, desc=name, total=count, unit="utt", disable=None)
+
+        wav_dir = output_dir / "wav" / name if args.to_wav else None
+        done.append(prepare(name, path, rules, wav_dir, args.num_workers, track))
+    for prepared in done:
+        manifest = write_prepared(prepared, output_dir)
+        print(summary(prepared))
+        if prepared.left_out:
+            print(f"    all in {manifest.with_suffix('.left_out.tsv')}")
+        print(f"  wrote {manifest}", flush=True)
+    return 0
+
+
+def download(name: str, args: argparse.Namespace) -> Path:
+    """Fetch a split with a progress bar in bytes."""
+    with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+
+        def show(there: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(there - bar.n)
+
+        return download_split(name, args.download_dir, args.download_url, show, args.keep_archive)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
