@@ -66,7 +66,7 @@ def _wav_problem(file: BinaryIO, size: int) -> str:
 def _mp3_problem(file: BinaryIO, head: bytes, size: int) -> str:
     """Two frames must follow one another; a Xing or Info header says how many bytes there are.
 
-    Without that header (rare) a truncated MP3 is not noticed.
+    Without that header (rare) libsndfile guesses the length from the first bit rate.
     """
     start = 0
     if head[:3] == b"ID3" and len(head) >= 10:
@@ -79,12 +79,22 @@ def _mp3_problem(file: BinaryIO, head: bytes, size: int) -> str:
         return "not audio (no MP3 frames)"
     at = max(data.find(b"Xing", frame, frame + 64), data.find(b"Info", frame, frame + 64))
     if at < 0 or len(data) < at + 16:
-        return ""
+        return _bare_mp3_problem(data[frame:] + file.read())
     flags = struct.unpack(">I", data[at + 4 : at + 8])[0]
     field = at + (12 if flags & 1 else 8)
     length = struct.unpack(">I", data[field : field + 4])[0] if flags & 2 else 0
     there = size - start - frame
     return "" if there + ID3V1 >= length else f"truncated ({there} of {length} bytes)"
+
+
+def _bare_mp3_problem(data: bytes) -> str:
+    """Frames without a Xing header must have one bit rate, and the last one must be whole."""
+    position, first = 0, data[2] >> 4
+    while length := _mp3_frame_length(data[position : position + 4]):
+        if data[position + 2] >> 4 != first:
+            return "MP3 of variable bit rate without a length (Xing header)"
+        position += length
+    return "truncated (the last MP3 frame is cut)" if position > len(data) else ""
 
 
 def _first_mp3_frame(data: bytes, size: int) -> int:
