@@ -2,7 +2,7 @@
 
     {"version": 1, "config": {"features", "model"}, "tokens", "sentencepiece_model" (or None),
      "layers": {name: {"layer", "args"}}, "data": {"train": path}, "history": [...],
-     "model": state dict, "training": resume state or absent}
+     "model": state dict (compress.packing says how), "training": resume state or absent}
 
 `layers` describes how the model differs from a fresh one built from its config; it is computed on
 saving, so no compression method writes it and none can forget it. Files hold plain types and
@@ -48,6 +48,11 @@ class Checkpoint:
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Writes the file whole or not at all."""
+    save_atomically(path, checkpoint_contents(checkpoint))
+
+
+def checkpoint_contents(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the file holds: plain types and tensors."""
     config = checkpoint.model.config
     contents: dict[str, Any] = {
         "version": VERSION,
@@ -59,11 +64,11 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "layers": layer_map(checkpoint.model),
         "data": checkpoint.data,
         "history": checkpoint.history,
-        "model": checkpoint.model.state_dict(),
+        "model": compress_module("packing").pack_state(checkpoint.model),
     }  # fmt: skip
     if checkpoint.training is not None:
         contents["training"] = checkpoint.training
-    save_atomically(path, contents)
+    return contents
 
 
 def save_atomically(path: str | Path, contents: Any) -> None:
@@ -93,7 +98,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             model = ConformerCTC(config_from_dict(ModelConfig, contents["config"]["model"]))
             for name, entry in contents["layers"].items():  # parents come first
                 model.set_submodule(name, build_layer(entry["layer"], entry["args"]), strict=True)
-        model.load_state_dict(contents["model"], strict=True, assign=True)
+        state = compress_module("packing").unpack_state(contents["model"])
+        model.load_state_dict(state, strict=True, assign=True)
         return Checkpoint(
             model=model.eval(),
             tokenizer=Tokenizer(contents["tokens"], contents["sentencepiece_model"]),
@@ -171,10 +177,15 @@ def build_layer(layer: str, args: dict[str, Any]) -> nn.Module:
     if not (file.isidentifier() and name.isidentifier()):
         raise CheckpointError(f"unknown layer {layer!r}")
     try:
-        module = model_module if file == "model" else importlib.import_module(f"compress.{file}")
+        module = model_module if file == "model" else compress_module(file)
         cls = getattr(module, name)
     except (ImportError, AttributeError):
         raise CheckpointError(f"unknown layer {layer!r}: written by another version?") from None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"unknown layer {layer!r}")
     return cls(**args)
+
+
+def compress_module(name: str) -> Any:
+    """A module of `compress`, imported when needed: the one place where `asr` knows of it."""
+    return importlib.import_module(f"compress.{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -40,8 +41,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
         shown = "" if default in (None, "") else f" (default: {default})"
         if isinstance(default, bool):
             parser.add_argument(
-                f"--{f.name}", action=argparse.BooleanOptionalAction, default=None, help=text + shown
-            )
+                f"--{f.name}", action=argparse.BooleanOptionalAction, default=None,
+                help=text + shown,
+            )  # fmt: skip
         else:
             parser.add_argument(
                 f"--{f.name}", type=f.metadata.get("type", type(default)), default=None,
@@ -58,21 +60,22 @@ def from_flags(config: type, args: argparse.Namespace, file: dict[str, Any] | No
 
 def read_config_file(path: str) -> dict[str, Any]:
     """A JSON or TOML file of flag values, as a dict."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        if path.endswith(".toml"):
-            try:
-                import tomllib
-            except ModuleNotFoundError:  # Python 3.10
-                import tomli as tomllib
-            values: Any = tomllib.loads(text)
-        else:
-            values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON or TOML file: {error}") from None
+    values = read_structured(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected an object of flag names and values")
     return values
+
+
+def read_structured(path: str) -> Any:
+    """What a JSON or TOML file holds."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        if not path.endswith(".toml"):
+            return json.loads(text)
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        return toml.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON or TOML file: {error}") from None
 
 
 def int_list(text: str) -> tuple[int, ...]:

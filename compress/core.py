@@ -1,0 +1,245 @@
+"""What every compression method shares: selecting layers, replacing them, recipes, the report.
+
+A method is one file of this folder, found by `compress.methods()`. It has
+
+    @dataclass(frozen=True)
+    class Config(Selection):    # one flag and recipe option a field; checks in __post_init__
+        ...
+
+    def apply(model, config, calibration=None) -> nn.Module:
+        for name, linear in progress(linears(model, config.include, config.exclude)):
+            replace(model, name, MyLayer.from_linear(linear, ...))      # or keep(linear, "why not")
+        return model
+
+`apply` may change the model it is given. A layer that stays in a checkpoint is an nn.Module of the
+method's file with `self.args` (JSON types) such that `MyLayer(**args)` builds it empty; parameters
+and buffers are filled on loading. Integer tensors stay one number an element in memory:
+`compress.packing` stores them in as few bits as they need, zeros as a bit mask, and float32 values
+that are exact in fp16 as fp16, so round with `round_to_half` what may be stored so.
+
+Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains another form of its
+layers has `prepare` (same signature, used in place of `apply`) and `freeze(model) -> model`, used
+afterwards: fake quantisation, masks kept during training, codebooks to be rounded.
+
+Shape-changing methods (pruning, factorization, distillation) come before packing ones (clustering,
+quantization): `linears` yields plain nn.Linear only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from dataclasses import replace as replace_fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import compress
+from asr.checkpoint import Checkpoint
+from asr.cli import read_structured
+from asr.data import Batch
+from compress import finetuning, packing
+
+T = TypeVar("T")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Speech that a method may look at: batches as in training; `source` names it in messages."""
+
+    batches: Sequence[Batch]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers: fnmatch patterns on module names, several with commas between."""
+
+    include: str = field(default="*", metadata={"help": "patterns of layer names to compress"})
+    exclude: str = field(default="", metadata={"help": "patterns of layer names to leave alone"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recipe."""
+
+    method: str
+    config: Any  # the method's Config
+    tuning: finetuning.Options = field(default_factory=finetuning.Options)
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """A module's own tensors: what it is, its numbers, its bytes in a file."""
+
+    kind: str
+    parameters: int
+    bytes: int
+    kept: str = ""  # why it is still in float
+
+
+def selected(name: str, include: str = "*", exclude: str = "") -> bool:
+    """Whether a module name matches one of the include and none of the exclude patterns."""
+    inside, outside = (
+        any(fnmatchcase(name, part.strip()) for part in patterns.split(","))
+        for patterns in (include, exclude)
+    )
+    return inside and not outside
+
+
+def layers(
+    model: nn.Module, include: str = "*", exclude: str = "",
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> list[tuple[str, nn.Module]]:  # fmt: skip
+    """Names and modules of exactly these kinds that match; a ValueError if there are none."""
+    plain = [(name, m) for name, m in model.named_modules() if type(m) in kinds]
+    found = [(name, m) for name, m in plain if selected(name, include, exclude)]
+    if found:
+        return found
+    replaced = [name for name, m in model.named_modules() if is_replaced(m)]
+    wanted = f"include {include!r}" + (f" and exclude {exclude!r}" if exclude else "")
+    have = "/".join(kind.__name__ for kind in kinds)
+    message = f"no layer matches {wanted}: the model has {len(plain)} plain {have} layers"
+    if plain:
+        message += f", e.g. {plain[0][0]}"
+    if replaced:
+        message += (
+            f" and {len(replaced)} already replaced ones, e.g. {replaced[0]} "
+            f"({type(model.get_submodule(replaced[0])).__name__}); put shape-changing methods "
+            "before packing ones, or start from the float checkpoint"
+        )
+    raise ValueError(message)
+
+
+def linears(model: nn.Module, include: str = "*", exclude: str = "") -> list[tuple[str, nn.Linear]]:
+    """Names and modules of the plain nn.Linear that match; a ValueError if there are none."""
+    return cast(list[tuple[str, nn.Linear]], layers(model, include, exclude))
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether a module is a layer of this package."""
+    return type(module).__module__.startswith("compress.") and hasattr(module, "args")
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts `layer` in the place of the submodule `name`, in the same training mode."""
+    layer.train(model.get_submodule(name).training)
+    model.set_submodule(name, layer, strict=True)
+
+
+def keep(module: nn.Module, reason: str) -> None:
+    """Leaves a layer in float and says why, for the report."""
+    cast(Any, module).kept = reason
+
+
+def progress(items: Sequence[T], what: str = "layers") -> Iterable[T]:
+    """The items with a progress bar on a terminal."""
+    return cast(Iterable[T], tqdm(items, desc=what, unit="layer", leave=False, disable=None))
+
+
+def round_to_half(tensor: Tensor) -> Tensor:
+    """float32 values rounded to fp16, so that they are stored in two bytes; raises if too large."""
+    rounded = tensor.to(torch.float16).to(torch.float32)
+    if not torch.isfinite(rounded).all():
+        raise ValueError(f"a value of size {tensor.abs().max():.3g} does not fit into fp16")
+    return rounded
+
+
+def make_step(name: str, options: dict[str, Any]) -> Step:
+    """A checked step; a ValueError lists the methods or the options that are allowed."""
+    module = compress.method(name)
+    own = {f.name: f for f in fields(module.Config)}
+    tuning = {f.name: f for f in fields(finetuning.Options)}
+    allowed = own | tuning
+    for key, value in options.items():
+        if key not in allowed:
+            raise ValueError(
+                f"unknown option {key!r} of {name}; the options are {', '.join(allowed)}"
+            )
+        kind = type(allowed[key].default)
+        number = kind is float and type(value) is int
+        if type(value) is not kind and not number:
+            raise ValueError(f"option {key} of {name} must be {kind.__name__}, not {value!r}")
+    return Step(
+        name,
+        module.Config(**{k: v for k, v in options.items() if k in own}),
+        finetuning.Options(**{k: v for k, v in options.items() if k in tuning}),
+    )
+
+
+def read_recipe(path: str) -> list[Step]:
+    """Steps of a JSON or TOML file: a list under `steps`, or in JSON the list alone.
+
+    Each step is an object with `method` and that method's options.
+    """
+    contents = read_structured(path)
+    steps = contents.get("steps") if isinstance(contents, dict) else contents
+    if not isinstance(steps, list) or not steps:
+        raise ValueError(f"{path}: expected a list of steps, each with a method and its options")
+    made = []
+    for number, entry in enumerate(steps, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+            raise ValueError(f"{path}, step {number}: expected an object with a method")
+        options = {key: value for key, value in entry.items() if key != "method"}
+        try:
+            made.append(make_step(entry["method"], options))
+        except ValueError as error:
+            raise ValueError(f"{path}, step {number}: {error}") from None
+    return made
+
+
+def run(
+    checkpoint: Checkpoint, steps: Sequence[Step], calibration: Calibration | None = None,
+    folder: Path | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Applies the steps in order; the given checkpoint's model may be changed on the way.
+
+    The result has no resume state and one history entry more a step. `folder` is where fine-tuning
+    may keep what it needs to resume.
+    """
+    tuned = any(step.tuning.fine_tune_epochs for step in steps)
+    teacher = copy.deepcopy(checkpoint.model) if tuned else checkpoint.model
+    checkpoint = replace_fields(checkpoint, training=None)
+    for step in steps:
+        module = compress.method(step.method)
+        epochs = step.tuning.fine_tune_epochs
+        change = getattr(module, "prepare", module.apply) if epochs else module.apply
+        model = change(checkpoint.model, step.config, calibration)
+        options = asdict(step.config)
+        if epochs:
+            tuning_on = replace_fields(checkpoint, model=model)
+            model = finetuning.fine_tune(tuning_on, teacher, step.tuning, folder)
+            if hasattr(module, "freeze"):
+                model = module.freeze(model)
+            options |= asdict(step.tuning)
+        history = [*checkpoint.history, {"step": step.method, "config": options}]
+        checkpoint = replace_fields(checkpoint, model=model.eval(), history=history)
+    return checkpoint
+
+
+def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
+    """Kind, numbers and bytes of every module that has tensors of its own."""
+    sizes = {}
+    for name, module in model.named_modules():
+        own = packing.own_state(module)
+        if own:
+            kind = f"{type(module).__name__}({module.extra_repr()})"
+            stored = packing.stored_bytes(own, getattr(module, "entropy_coding", False))
+            sizes[name] = LayerSize(
+                kind, parameter_count(module), stored, getattr(module, "kept", "")
+            )
+    return sizes
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Weights and biases of a module itself, packed or not, without scales and codebooks."""
+    own = packing.own_state(module)
+    if is_replaced(module):
+        return sum(own[key].numel() for key in ("qweight", "indices", "bias") if key in own)
+    return sum(p.numel() for p in module.parameters(recurse=False))
