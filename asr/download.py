@@ -201,7 +201,10 @@ def _fetch_rest(url: str, part: Path, progress: Progress | None, timeout: float)
         with open(part, "ab" if start else "wb") as file:
             there = start
             while block := response.read(BLOCK):
-                file.write(block)
+                try:
+                    file.write(block)
+                except OSError as error:
+                    raise DownloadError(f"{part}: {error.strerror}; make room and retry") from None
                 there += len(block)
                 if progress:
                     progress(there, total)

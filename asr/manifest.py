@@ -271,15 +271,22 @@ def hold_out(
 def check_disjoint(train: list[Utterance], dev: list[Utterance]) -> None:
     """Raise ManifestError if an utterance or a known speaker is in both.
 
-    The same utterance: the same file, or the same id, text and duration to 10 ms.
+    The same utterance: the same file, or the same id, text and duration to 10 ms by speakers that
+    are not known to differ.
     """
+
+    def key(u: Utterance) -> tuple[str, str, float]:
+        return u.id, u.text, round(u.duration, 2)
+
     paths = {os.path.realpath(u.audio_filepath) for u in train}
-    keys = {(u.id, u.text, round(u.duration, 2)) for u in train}
+    voices: dict[tuple[str, str, float], set[str]] = {}
+    for u in train:
+        voices.setdefault(key(u), set()).add(u.speaker)
     both = [
         u.id
         for u in dev
         if os.path.realpath(u.audio_filepath) in paths
-        or (u.id, u.text, round(u.duration, 2)) in keys
+        or ((same := voices.get(key(u))) and (not u.speaker or same & {u.speaker, ""}))
     ]
     if both:
         raise ManifestError(
