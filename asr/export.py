@@ -1,0 +1,238 @@
+"""A checkpoint as one self-contained ONNX file that NeMo CTC clients and `asr.recognizer` run.
+
+Inputs `audio_signal` (B, n_mels, T) float32 and `length` (B,) int64 in frames; output `logprobs`
+(B, T', V) float32 with T' = ceil(T / subsampling_factor). Batch and time are free. Written with
+torch 2.13's dynamo exporter; the metadata holds features, tokens and sizes, so a device needs only
+this file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from asr import __version__
+from asr.checkpoint import Checkpoint
+from asr.config import config_to_dict
+from asr.decoding import greedy_decode
+from asr.model import ConformerCTC, ConvModule
+from asr.recognizer import METADATA_KEY, METADATA_VERSION, OnnxBackend, Recognizer, count_weights
+
+OPSET = 20
+EXAMPLE = (2, 201)  # B, T of the traced example: a dynamic axis may not be 1 there
+SHAPES = ((2, 201), (1, 1000), (3, 77), (1, 1))  # B, T of the parity check
+FLOAT_TOLERANCE = 1e-3  # of log-probabilities; float models reach 1e-5
+INTEGER_TOLERANCE = 0.1  # mean; roundings of activations may fall to either side
+
+
+class ExportError(ValueError):
+    """A model that could not be exported, or a file that does not compute what the model does."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison of the file with the model on random features."""
+
+    batch: int
+    frames: int
+    max_difference: float  # of log-probabilities, valid frames
+    mean_difference: float
+    same_text: bool
+
+    def __str__(self) -> str:
+        return (
+            f"B={self.batch} T={self.frames}: max difference {self.max_difference:.1e}, "
+            f"mean {self.mean_difference:.1e}, texts {'equal' if self.same_text else 'differ'}"
+        )
+
+
+def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
+    """Writes `path` and `tokens.txt` beside it, whole or not at all; returns the parity check.
+
+    Raises ExportError if the file is larger than its weights explain, or computes something else
+    than the model.
+    """
+    path = Path(path)
+    model = prepare(checkpoint.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = trace(model)
+    program.metadata_props.clear()
+    program.metadata_props.update(metadata(checkpoint, model))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".onnx")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        onnx_ir.save(program, temporary)
+        check_size(temporary, model)
+        rows = check_parity(checkpoint.model, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    tokens = "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokenizer.tokens))
+    path.with_name("tokens.txt").write_text(tokens, encoding="utf-8")
+    return rows
+
+
+def prepare(model: ConformerCTC) -> ConformerCTC:
+    """A copy for export: BatchNorm folded, packed layers in onnxruntime's operators.
+
+    A packed layer is any module with a method `onnx_layer()`: see `asr.onnx_layers`.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "onnx_layer"):
+            model.set_submodule(name, module.onnx_layer().eval(), strict=True)
+    for module in model.modules():
+        if isinstance(module, ConvModule):
+            fold_batch_norm(module)
+    return model
+
+
+def fold_batch_norm(module: ConvModule) -> None:
+    """Multiplies BatchNorm's scale and shift into the depthwise convolution before it."""
+    conv, norm = module.depthwise, module.batch_norm
+    if type(conv) is not nn.Conv1d or conv.bias is None:
+        return  # a compressed convolution keeps its own weights
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    conv.weight.data *= scale[:, None, None]
+    conv.bias.data = (conv.bias - norm.running_mean) * scale + norm.bias
+    module.batch_norm = _NoNorm()  # type: ignore[assignment]
+
+
+class _NoNorm(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+class _Traced(nn.Module):
+    """The model with NeMo's inputs and its one output."""
+
+    def __init__(self, model: ConformerCTC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> Tensor:
+        log_probs: Tensor = self.model(audio_signal.transpose(1, 2), length).log_probs
+        return log_probs
+
+
+def trace(model: ConformerCTC) -> onnx_ir.Model:
+    """The prepared model as an ONNX graph with free batch and time."""
+    batch, frames = EXAMPLE
+    example = (torch.randn(batch, model.config.n_mels, frames), torch.tensor([frames, frames // 2]))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels leave strides that do not decompose
+        program = torch.onnx.export(
+            _Traced(model).eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["audio_signal", "length"],
+            output_names=["logprobs"],
+            dynamic_shapes={
+                "audio_signal": {0: torch.export.Dim("batch"), 2: torch.export.Dim.DYNAMIC},
+                "length": {0: torch.export.Dim("batch")},
+            },
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    graph: onnx_ir.Model = program.model
+    return tidy(graph)
+
+
+def tidy(graph: onnx_ir.Model) -> onnx_ir.Model:
+    """Folds what shapes and types decide, merges equal nodes, and drops names of source files."""
+    passes.InlinePass()(graph)
+    fold_constants(graph)
+    for clean in (
+        passes.RemoveUnusedNodesPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        clean(graph)
+    return graph
+
+
+def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
+    """What NeMo clients read, and under one key of our own what `asr.recognizer` reads."""
+    ours = {
+        "version": METADATA_VERSION,
+        "features": config_to_dict(checkpoint.features),
+        "tokens": checkpoint.tokenizer.tokens,
+        "subsampling_factor": model.config.subsampling_factor,
+        "parameters": count_weights(checkpoint.model),
+        "one_at_a_time": any(getattr(module, "one_at_a_time", False) for module in model.modules()),
+        "steps": [str(entry.get("step")) for entry in checkpoint.history],
+    }
+    return {
+        "model_type": "EncDecCTCModel",
+        "vocab_size": str(len(checkpoint.tokenizer)),
+        "subsampling_factor": str(model.config.subsampling_factor),
+        "normalize_type": "per_feature",
+        "version": __version__,
+        METADATA_KEY: json.dumps(ours, ensure_ascii=False),
+    }
+
+
+def check_size(path: Path, model: ConformerCTC) -> None:
+    """The file holds every weight once, in its own type: a folded or copied weight shows here."""
+    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    size, blocks = path.stat().st_size, len(model.blocks)
+    allowed = weights + 65536 * (blocks + 4)  # the graph needs about 20 kB a block
+    if size > allowed:
+        raise ExportError(
+            f"the ONNX file has {size} bytes where its weights need {weights}: a weight was "
+            "unpacked or stored twice; nothing was written"
+        )
+
+
+def check_parity(model: ConformerCTC, path: Path) -> list[Parity]:
+    """Compares batches through the file with the model's utterances, each alone and unpadded."""
+    recognizer = Recognizer(OnnxBackend(path, threads=0))
+    integer = recognizer.one_at_a_time
+    random = np.random.default_rng(0)
+    rows = []
+    for batch, frames in SHAPES:
+        sizes = np.linspace(frames, (frames + 1) // 2, batch).astype(int)
+        features = [random.standard_normal((n, model.config.n_mels), np.float32) for n in sizes]
+        found = recognizer.log_probs(features)
+        with torch.inference_mode():
+            expected = [model(torch.from_numpy(x)[None]).log_probs[0].numpy() for x in features]
+        if [x.shape for x in found] != [x.shape for x in expected]:
+            raise ExportError(f"B={batch} T={frames}: the file returns other shapes than the model")
+        difference = np.concatenate([abs(x - y) for x, y in zip(found, expected, strict=True)])
+        row = Parity(
+            batch, frames, float(difference.max()), float(difference.mean()),
+            [greedy_decode(x) for x in found] == [greedy_decode(x) for x in expected],
+        )  # fmt: skip
+        rows.append(row)
+        wrong = (
+            row.mean_difference > INTEGER_TOLERANCE
+            if integer
+            else (row.max_difference > FLOAT_TOLERANCE)
+        )
+        if wrong or not np.isfinite(difference).all():
+            raise ExportError(f"the file computes something else than the model: {row}")
+    return rows
