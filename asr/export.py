@@ -109,7 +109,8 @@ def fold_batch_norm(module: ConvModule) -> None:
     conv, norm = module.depthwise, module.batch_norm
     if type(conv) is not nn.Conv1d or conv.bias is None:
         return  # a compressed convolution keeps its own weights
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     conv.weight.data *= scale[:, None, None]
     conv.bias.data = (conv.bias - norm.running_mean) * scale + norm.bias

@@ -102,7 +102,7 @@ def write_manifest(
                 audio = Path(audio).relative_to(base).as_posix()
         entry: dict[str, object] = {
             "audio_filepath": audio,
-            "duration": round(utterance.duration, 4),
+            "duration": round(utterance.duration, 7),
             "text": utterance.text,
         }
         if utterance.speaker:

@@ -42,11 +42,16 @@ def valid_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def float32_on_cpu() -> AbstractContextManager[Any]:
+def no_cpu_autocast() -> AbstractContextManager[Any]:
     """Leaves autocast on a CPU, where bf16 convolutions and attention products are slow."""
     if torch.is_autocast_enabled("cpu"):
         return torch.autocast("cpu", enabled=False)
     return nullcontext()
+
+
+def cpu_float(x: Tensor) -> Tensor:
+    """float32 on a CPU, unchanged on a GPU."""
+    return x.float() if x.device.type == "cpu" else x
 
 
 class LockedDropout(nn.Module):
@@ -98,8 +103,8 @@ class ConvSubsampling(nn.Module):
         x = features.masked_fill(~valid_mask(lengths, features.shape[1]).unsqueeze(-1), 0)
         x = x.unsqueeze(1)  # (B, 1, T, n_mels)
         for conv, pointwise in zip(self.convs, self.pointwise, strict=True):
-            with float32_on_cpu():
-                x = conv(x.float() if torch.is_autocast_enabled("cpu") else x)
+            with no_cpu_autocast():
+                x = conv(cpu_float(x))
             if not isinstance(pointwise, nn.Identity):
                 x = pointwise(x.movedim(1, -1)).movedim(-1, 1)
             x = F.relu(x)  # (B, C, T', F')
@@ -144,29 +149,40 @@ class RelPositionAttention(nn.Module):
             self.heads(linear(x)) for linear in (self.query, self.key, self.value)
         )  # (B, H, T, d_head)
         position = self.heads(self.position(positions).unsqueeze(0))  # (1, H, 2T - 1, d_head)
-        with float32_on_cpu():
+        with no_cpu_autocast():
             scale = 1 / math.sqrt(self.args["d_head"])
             bias = shift_relative((query + self.bias_v) @ position.transpose(2, 3)) * scale
             if padding_bias is not None:
                 bias = bias + padding_bias
-            content = query + self.bias_u
-            x = F.scaled_dot_product_attention(
-                content, key.to(content.dtype), value.to(content.dtype), attn_mask=bias
-            )
+            x = attend(query + self.bias_u, key, value, bias, scale)
         return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, T, H * d_head) -> (B, H, T, d_head), float32 where autocast runs on a CPU."""
-        if torch.is_autocast_enabled("cpu"):
-            x = x.float()
-        return x.unflatten(2, (-1, self.args["d_head"])).transpose(1, 2)
+        """(B, T, H * d_head) -> (B, H, T, d_head), float32 on a CPU."""
+        x = cpu_float(x)
+        return x.view(*x.shape[:2], -1, self.args["d_head"]).transpose(1, 2)
 
 
 def shift_relative(x: Tensor) -> Tensor:
     """(B, H, T, 2T - 1) by distance -> (B, H, T, T) by key: entry (i, j) is distance i - j."""
-    b, h, t, _ = x.shape
+    b, h, t, n = x.shape
+    if x.requires_grad:  # one strided view: its gradient is one copy, not four
+        x = x.contiguous()
+        return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
     x = F.pad(x, (1, 0)).view(b, h, 2 * t, t)  # each row moves one further to the left
-    return x[:, :, 1:].view(b, h, t, 2 * t - 1)[..., :t]
+    return x[:, :, 1:].view(b, h, t, n)[..., :t]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(query key^T * scale + bias) value, all (B, H, T, d_head), bias (B, H, T, T).
+
+    PyTorch's fused kernel, except where a CPU needs the gradient of the bias: there it has none.
+    """
+    if query.device.type == "cpu" and bias.requires_grad:
+        scores = torch.matmul(query * scale, key.transpose(2, 3)) + bias
+        return torch.softmax(scores, dim=3) @ value
+    query, value = query.to(bias.dtype), value.to(bias.dtype)
+    return F.scaled_dot_product_attention(query, key.to(bias.dtype), value, bias, scale=scale)
 
 
 class FeedForward(nn.Module):
@@ -225,10 +241,8 @@ class ConvModule(nn.Module):
         x = F.glu(self.up(self.norm(x)), dim=2)  # (B, T, C)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(2), 0)
-        with float32_on_cpu():
-            if torch.is_autocast_enabled("cpu"):
-                x = x.float()
-            x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        with no_cpu_autocast():
+            x = self.depthwise(cpu_float(x).transpose(1, 2)).transpose(1, 2)
         return self.down(F.silu(self.batch_norm(x, mask)))
 
 

@@ -1,0 +1,185 @@
+"""The command train.py: flags, data, model, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from asr.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from asr.cli import add_flags, from_flags, guarded, int_list, read_config_file
+from asr.config import PRESETS, FeatureConfig, ModelConfig, preset
+from asr.data import drop_impossible
+from asr.manifest import Utterance, load_splits
+from asr.model import ConformerCTC, count_parameters
+from asr.tokenizer import ENGLISH, Tokenizer
+from asr.training import TrainConfig, Trainer
+
+DIMENSIONS = {
+    "d_model": int, "n_layers": int, "n_heads": int, "ff_expansion": int, "conv_kernel_size": int,
+    "subsampling": str, "subsampling_factor": int, "subsampling_channels": int, "dropout": float,
+    "intermediate_layers": int_list, "self_conditioned": lambda text: text.lower() in ("1", "true"),
+}  # fmt: skip
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", help="manifests or a LibriSpeech tree (see prepare_data.py)")
+    parser.add_argument("--output_dir", help="folder for model.pt, last.pt and log.jsonl")
+    parser.add_argument("--config", help="JSON or TOML file of flags; the command line wins")
+    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/last.pt")
+    parser.add_argument("--init_from", help="fine-tune this checkpoint: its model and tokens")
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", choices=PRESETS, help="dimensions (default: small)")
+    for name, kind in DIMENSIONS.items():
+        model.add_argument(f"--{name}", type=kind, help="in place of the preset's value")
+    tokens = parser.add_argument_group("tokens")
+    tokens.add_argument("--tokenizer", choices=("char", "bpe"), help="units (default: char)")
+    tokens.add_argument("--vocab_size", type=int, help="pieces of the BPE (default: 128)")
+    tokens.add_argument(
+        "--alphabet", help="characters beside the space; 'auto' takes those of the training texts "
+        f"(default: {ENGLISH})",
+    )  # fmt: skip
+    add_flags(parser.add_argument_group("training"), TrainConfig)  # type: ignore[arg-type]
+    args = parser.parse_args(argv)
+    args.file = {}
+    if args.config:
+        try:
+            args.file = read_config_file(args.config)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        unknown = sorted(set(args.file) - set(vars(args)))
+        if unknown:
+            parser.error(f"{args.config}: unknown settings: {', '.join(unknown)}")
+        for name, value in args.file.items():
+            if getattr(args, name) in (None, False):
+                setattr(args, name, value)
+    for name in ("data_dir", "output_dir"):
+        if not getattr(args, name):
+            parser.error(f"--{name} is needed")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    config: TrainConfig = from_flags(TrainConfig, args)
+    if distributed:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        return train(args, config)
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+def train(args: argparse.Namespace, config: TrainConfig) -> int:
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    say = print if first else lambda *_: None
+    output_dir = Path(args.output_dir)
+    last = output_dir / "last.pt"
+    if args.resume and not last.exists():
+        say(f"{last} does not exist yet: starting from the beginning")
+    elif not args.resume and last.exists():
+        raise ValueError(
+            f"{last} holds a run already; go on with --resume, or choose another --output_dir"
+        )
+    splits = load_splits(args.data_dir, seed=config.seed)
+    for note in splits.notes:
+        say(note)
+    resuming = args.resume and last.exists()
+    if resuming:
+        checkpoint = load_checkpoint(last)
+        if checkpoint.training is None:
+            raise CheckpointError(f"{last}: holds no resume state")
+        check_same_run(checkpoint.training["config"], config, str(last))
+    elif args.init_from:
+        checkpoint = load_checkpoint(args.init_from)
+        checkpoint.data, checkpoint.training = {"train": args.data_dir}, None
+    else:
+        checkpoint = new_checkpoint(args, splits.train, config.seed)
+    train_set = usable(splits.train, checkpoint, config, say)
+    dev_set = usable(splits.dev, checkpoint, config, lambda *_: None)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if first and not resuming:
+        (output_dir / "log.jsonl").write_text("", encoding="utf-8")  # fails early if not writable
+    trainer = Trainer(checkpoint, config, train_set, dev_set, output_dir)
+    if resuming:
+        assert checkpoint.training is not None
+        trainer.resume(checkpoint.training)
+        say(f"resuming after step {trainer.step}, epoch {trainer.epoch + 1}")
+    hours = [sum(u.duration for u in part) / 3600 for part in (train_set, dev_set)]
+    say(
+        f"{count_parameters(checkpoint.model) / 1e6:.1f} M parameters, {trainer.device}, "
+        f"{trainer.precision}; train {len(train_set)} utterances, {hours[0]:.2f} h; "
+        f"dev {len(dev_set)}, {hours[1]:.2f} h"
+    )
+    if not trainer.fit():
+        say(f"stopped; go on with --resume ({last})")
+        return 130
+    say(f"best dev WER {trainer.best_wer:.2%} (epoch {trainer.best_epoch}): {output_dir}/model.pt")
+    return 0
+
+
+def new_checkpoint(args: argparse.Namespace, train_set: list[Utterance], seed: int) -> Checkpoint:
+    """A fresh model and tokenizer from the flags."""
+    if args.tokenizer == "bpe":
+        tokenizer = Tokenizer.bpe((u.text for u in train_set), args.vocab_size or 128)
+    elif args.alphabet == "auto":
+        tokenizer = Tokenizer.characters_of(u.text for u in train_set)
+    else:
+        tokenizer = Tokenizer.characters(args.alphabet or ENGLISH)
+    changes = {name: getattr(args, name) for name in DIMENSIONS}
+    if args.n_layers and args.intermediate_layers is None:
+        changes["intermediate_layers"] = (args.n_layers // 2,) if args.n_layers > 1 else ()
+    model_config: ModelConfig = preset(args.preset or "small", vocab_size=len(tokenizer), **changes)
+    torch.manual_seed(seed)
+    return Checkpoint(
+        ConformerCTC(model_config), tokenizer, FeatureConfig(), {"train": args.data_dir}
+    )
+
+
+def usable(
+    utterances: list[Utterance], checkpoint: Checkpoint, config: TrainConfig, say: Any
+) -> list[Utterance]:
+    """Utterances that can be trained on; says how many cannot, and why."""
+    short = [u for u in utterances if u.duration <= config.max_duration]
+    if len(short) < len(utterances):
+        say(f"left out: {len(utterances) - len(short)} longer than {config.max_duration:g} s")
+    factor = checkpoint.model.config.subsampling_factor
+    possible, impossible = drop_impossible(
+        short, checkpoint.tokenizer, checkpoint.features, factor, 1 + config.speed
+    )
+    if impossible:
+        say(
+            f"left out: {len(impossible)} with no text or more tokens than frames "
+            f"(for example {impossible[0].id})"
+        )
+    if not possible:
+        raise ValueError("no usable utterance is left to train on or to choose checkpoints by")
+    return possible
+
+
+def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
+    """Resuming with other settings would not be the same run."""
+    free = {"num_workers", "log_every", "save_every", "tensorboard", "device", "patience"}
+    now = vars(config)
+    other = [f"--{k} {saved[k]}" for k in now if k not in free and saved.get(k) != now[k]]
+    if other:
+        raise ValueError(
+            f"{where}: was trained with {' '.join(other)}; give the same to resume, or start anew "
+            "from its model with --init_from"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
