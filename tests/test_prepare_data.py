@@ -11,6 +11,7 @@ import tarfile
 import threading
 import wave
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ import soundfile
 
 from asr import download, prepare
 from asr.manifest import load_splits, read_manifest
-from scripts.prepare_data import main
 
+main = import_module("scripts.prepare_data").main
 ROOT = Path(__file__).parents[1]
 CORPORA = Path(os.environ.get("ASR_CORPORA", ROOT / ".." / "shared"))
 
