@@ -166,7 +166,7 @@ class RelPositionAttention(nn.Module):
 def shift_relative(x: Tensor) -> Tensor:
     """(B, H, T, 2T - 1) by distance -> (B, H, T, T) by key: entry (i, j) is distance i - j."""
     b, h, t, n = x.shape
-    if x.requires_grad:  # one strided view: its gradient is one copy, not four
+    if x.requires_grad and not torch.compiler.is_compiling():  # one strided view: its gradient is one copy, not four
         x = x.contiguous()
         return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
     x = F.pad(x, (1, 0)).view(b, h, 2 * t, t)  # each row moves one further to the left

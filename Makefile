@@ -1,0 +1,36 @@
+# make demo: the whole job on the built-in corpus.  make setup: .venv.  make test: lint, types, tests.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu (or …/cu130) picks PyTorch's build: see README.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+DEMO := runs/demo
+
+.PHONY: setup demo test lint types clean
+.ONESHELL:
+.SHELLFLAGS := -ec
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(INDEX) -r requirements.txt
+	touch $@
+
+demo: setup
+	scripts/demo.sh $(DEMO)
+
+test: lint types
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy .
+	$(BIN)/mypy compress.py
+
+clean:
+	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache

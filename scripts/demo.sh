@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The whole job on the built-in corpus: prepare, train, compress, evaluate, export, transcribe.
+# Usage: scripts/demo.sh [folder for the results, default runs/demo]
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+out=${1:-runs/demo}
+run() { printf '\n$ %s\n' "$*"; "$@"; }
+
+rm -rf "$out"
+run python scripts/prepare_data.py --to_wav --output_dir "$out/data" \
+    --data_dir data/mini/train.json data/mini/dev.json data/mini/test.json
+run python train.py --config experiments/recipes/demo.json \
+    --data_dir "$out/data" --output_dir "$out/baseline"
+run python compress.py --method quantization --precision int8 \
+    --model_path "$out/baseline/model.pt" --output_dir "$out/int8"
+run python scripts/export_onnx.py --model_path "$out/int8/model.pt" --output_path "$out/int8/model.onnx"
+run python evaluate.py --model_path "$out/baseline/model.pt" --test_data "$out/data/test.json" \
+    --output_file "$out/baseline.json"
+run python evaluate.py --model_path "$out/int8/model.onnx" --test_data "$out/data/test.json" \
+    --output_file "$out/int8.json"
+sample=$(find "$out/data/wav/test" -name "*.wav" | sort | head -n 1)
+run python transcribe.py --audio_path "$sample" --model_path "$out/int8/model.onnx"
+run python scripts/report.py "$out/baseline.json" "$out/int8.json"
