@@ -1,0 +1,50 @@
+"""Export a checkpoint to ONNX: python scripts/export_onnx.py --model_path M --output_path M.onnx
+
+The file is self-contained; `tokens.txt` beside it is for other runtimes. A comparison with the
+checkpoint at several shapes is printed, and a file that differs is not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asr.checkpoint import load_checkpoint
+from asr.cli import guarded
+from asr.export import to_onnx
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command."""
+    parser = argparse.ArgumentParser(description="Exports a checkpoint to ONNX.")
+    parser.add_argument("--model_path", required=True, help="checkpoint, e.g. model.pt")
+    parser.add_argument("--output_path", required=True, help="file to write, e.g. model.onnx")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports, and prints sizes and the comparison."""
+    output = Path(args.output_path)
+    if output.suffix != ".onnx":
+        raise ValueError(f"{output}: the name of the exported file must end in .onnx")
+    checkpoint = load_checkpoint(args.model_path)
+    rows = to_onnx(checkpoint, output)
+    before, after = Path(args.model_path).stat().st_size, output.stat().st_size
+    print(f"{args.model_path}: {before:,} bytes -> {output}: {after:,} bytes")
+    for row in rows:
+        print(f"  {row}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
