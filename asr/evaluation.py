@@ -1,0 +1,305 @@
+"""The command evaluate.py: accuracy, speed, size and memory of a `.pt` or `.onnx` model.
+
+Accuracy is corpus WER and CER with bootstrap intervals, from exactly the texts that transcribe.py
+writes. Speed and memory are measured in a separate pass, in processes of their own (`asr.timing`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from asr.audio import read_audio
+from asr.cli import guarded
+from asr.decoding import greedy_decode
+from asr.features import log_mel
+from asr.machine import command_line, commit, describe_machine, portable_path, usable_cores
+from asr.manifest import Utterance, find_sources, read_source, write_atomically
+from asr.metrics import (
+    bootstrap_interval,
+    character_counts,
+    common_confusions,
+    corpus_rates,
+    paired_bootstrap,
+    word_counts,
+)
+from asr.recognizer import SILENCE, WINDOW, Array, Recognizer, load
+from asr.timing import DEFINITION, measure
+
+TIMED = 40  # utterances of the speed sample, spread evenly over the durations
+WORST = 10
+
+
+def evaluate(
+    model_path: str | Path, utterances: Sequence[Utterance], batch_size: int = 8,
+    threads: int = 0, measure_latency: bool = True, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures a model file on utterances; the keys are those of the result file, JSON types.
+
+    `threads` 0 means all cores. Speed, `latency_*` in seconds, and `peak_rss` in bytes are those of
+    one thread; `speed` has them for one thread and for `threads`. Raises ValueError.
+    """
+    if not utterances:
+        raise ValueError("no utterances to evaluate on")
+    threads = threads or usable_cores()
+    recognizer = load(model_path, threads)
+    texts = transcribe_all(recognizer, utterances, batch_size)
+    result = score(utterances, texts, seed)
+    result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
+    if measure_latency:
+        sample = spread(utterances, TIMED)
+        audio = [u.audio_filepath for u in sample]
+        durations = [u.duration for u in sample]
+        speed = [measure(model_path, n, audio, durations) for n in sorted({1, threads})]
+        result |= {key: value for key, value in speed[0].items() if key != "threads"}
+        result |= {"speed": speed, "speed_utterances": len(sample)}
+    return result
+
+
+def transcribe_all(
+    recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int
+) -> list[str]:
+    """The texts in the order of the utterances, computed in batches of like length.
+
+    Recordings that `Recognizer.transcribe` treats in its own way (long, silent, too short) go
+    through it alone, so that the texts are the same.
+    """
+    rate = recognizer.info.features.sample_rate
+    order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
+    texts = [""] * len(utterances)
+    with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
+        for at in range(0, len(order), batch_size):
+            group = order[at : at + batch_size]
+            together: list[int] = []
+            features: list[Array] = []
+            for i in group:
+                path = utterances[i].audio_filepath
+                waveform = read_audio(path, rate)
+                peak = max(float(waveform.max()), -float(waveform.min()))
+                if 0.1 * rate <= len(waveform) <= WINDOW * rate and peak >= SILENCE:
+                    together.append(i)
+                    features.append(log_mel(waveform, recognizer.info.features))
+                else:
+                    try:
+                        texts[i] = recognizer.transcribe(waveform, rate)
+                    except ValueError as error:
+                        raise ValueError(f"{path}: {error}") from None
+            for i, log_probs in zip(together, recognizer.log_probs(features), strict=True):
+                texts[i] = recognizer.tokenizer.decode(greedy_decode(log_probs))
+            bar.update(len(group))
+    return texts
+
+
+def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Rates with their intervals, every utterance's counts and texts, the worst, the confusions."""
+    references = [u.text for u in utterances]
+    words = [word_counts(r, h) for r, h in zip(references, texts, strict=True)]
+    characters = [character_counts(r, h) for r, h in zip(references, texts, strict=True)]
+    result = corpus_rates(words, characters)
+    for name, counts in (("wer", words), ("cer", characters)):
+        errors, totals = [sum(c[:3]) for c in counts], [c[3] for c in counts]
+        result[f"{name}_interval"] = list(bootstrap_interval(errors, totals, seed=seed))
+    rows: list[dict[str, Any]] = [
+        {
+            "id": u.id, "duration": round(u.duration, 3), "words": w[3], "word_errors": sum(w[:3]),
+            "characters": c[3], "character_errors": sum(c[:3]), "reference": u.text,
+            "hypothesis": text,
+        }
+        for u, text, w, c in zip(utterances, texts, words, characters, strict=True)
+    ]  # fmt: skip
+    worst = sorted(rows, key=lambda r: (-r["word_errors"], -r["character_errors"], r["id"]))
+    return result | {
+        "seconds": round(sum(u.duration for u in utterances), 3),
+        "worst": [r["id"] for r in worst[:WORST] if r["word_errors"]],
+        "confusions": common_confusions(references, texts),
+        "utterances": rows,
+    }
+
+
+def spread(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
+    """At most `most` utterances, evenly spaced by duration, shortest and longest included."""
+    by_length = sorted(utterances, key=lambda u: u.duration)
+    picks = np.linspace(0, len(by_length) - 1, min(most, len(by_length))).round().astype(int)
+    return [by_length[i] for i in picks]
+
+
+def compare(result: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Paired comparison of two results on the same utterances; positive deltas: `other` is better.
+
+    Raises ValueError where the utterances are not the same ones.
+    """
+    mine = {row["id"]: row for row in result["utterances"]}
+    theirs = {row["id"]: row for row in other["utterances"]}
+    if mine.keys() != theirs.keys() or any(mine[id]["words"] != theirs[id]["words"] for id in mine):
+        raise ValueError("the two results are not of the same utterances; evaluate both on one set")
+    out: dict[str, Any] = {}
+    for name, unit in (("wer", "word"), ("cer", "character")):
+        errors, others = ([t[id][f"{unit}_errors"] for id in mine] for t in (mine, theirs))
+        totals = [row[f"{unit}s"] for row in mine.values()]
+        out[name] = paired_bootstrap(errors, others, totals, seed=seed)
+    both = [(mine[id].get("hypothesis"), theirs[id].get("hypothesis")) for id in mine]
+    if all(a is not None and b is not None for a, b in both):
+        out["identical"] = sum(a == b for a, b in both) / len(both)
+    return out | {"utterances": len(mine)}
+
+
+def read_test_data(path: str | Path) -> list[Utterance]:
+    """The utterances of a manifest or LibriSpeech folder; of several splits, those named test*."""
+    sources = find_sources(path)
+    if len(sources) > 1:
+        tests = {name: p for name, p in sources.items() if name.lower().startswith("test")}
+        if not tests:
+            raise ValueError(
+                f"{path}: several splits ({', '.join(sources)}) and none named test*; name one"
+            )
+        sources = tests
+    return [utterance for p in sources.values() for utterance in read_source(p)]
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A result file of evaluate.py; ValueError for anything else."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such result file; evaluate.py writes one") from None
+    except ValueError:
+        raise ValueError(f"{path}: not a JSON file; name a result of evaluate.py") from None
+    if not isinstance(result, dict) or not isinstance(result.get("utterances"), list):
+        raise ValueError(f"{path}: not a result of evaluate.py")
+    return result
+
+
+def check_writable(path: str | Path) -> None:
+    """Makes the parent folders and fails now, not after the work, if no file can be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name a file in it, e.g. {path / 'result.json'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes readable JSON, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def report(result: dict[str, Any]) -> str:
+    """What evaluate.py prints."""
+    low, high = result["wer_interval"]
+    clow, chigh = result["cer_interval"]
+    lines = [
+        f"{len(result['utterances'])} utterances, {result['words']} words, "
+        f"{result['seconds'] / 60:.1f} min",
+        f"WER {result['wer']:.2%}  (95 % interval {low:.2%} to {high:.2%}; "
+        f"{result['substitutions']} substitutions, {result['insertions']} insertions, "
+        f"{result['deletions']} deletions)",
+        f"CER {result['cer']:.2%}  ({clow:.2%} to {chigh:.2%})",
+        f"{result['bytes'] / 1e6:.2f} MB, {result['params'] / 1e6:.2f} M parameters",
+    ]
+    for speed in result.get("speed", []):
+        lines.append(
+            f"{speed['threads']} thread{'s' * (speed['threads'] > 1)}: RTF {speed['rtf']:.4f}, "
+            f"latency p50 {1e3 * speed['latency_p50']:.0f} ms, p95 "
+            f"{1e3 * speed['latency_p95']:.0f} ms, peak memory {speed['peak_rss'] / 1e6:.0f} MB"
+        )
+    if "speed" in result:
+        lines.append(f"  {DEFINITION}; medians over {result['speed_utterances']} utterances")
+    rows = {row["id"]: row for row in result["utterances"]}
+    if result["worst"]:
+        lines.append("worst utterances")
+    for id in result["worst"]:
+        row = rows[id]
+        lines.append(f"  {id}: {row['word_errors']} errors in {row['words']} words")
+        lines.append(f"    said  {row['reference'] or '(nothing)'}")
+        lines.append(f"    heard {row['hypothesis'] or '(nothing)'}")
+    if result["confusions"]:
+        lines.append("most frequent errors (said > heard)")
+        pairs = [f"{a or '-'} > {b or '-'} {n}x" for a, b, n in result["confusions"]]
+        lines.append("  " + ", ".join(pairs))
+    return "\n".join(lines)
+
+
+def report_comparison(comparison: dict[str, Any], other: str) -> str:
+    """The printed form of `compare`."""
+    lines = [f"against {other}, {comparison['utterances']} utterances"]
+    for name in ("wer", "cer"):
+        c = comparison[name]
+        low, high = c["interval"]
+        lines.append(
+            f"  delta {name.upper()} {100 * c['delta']:+.2f} points (95 % interval "
+            f"{100 * low:+.2f} to {100 * high:+.2f}; lower in {c['better']:.0%} of draws)"
+        )
+    if "identical" in comparison:
+        lines.append(f"  identical texts {comparison['identical']:.1%}")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
+    add("--test_data", required=True, help="manifest, LibriSpeech folder or folder of manifests")
+    add("--output_file", help="JSON with all results; folders are made")
+    add("--batch_size", type=int, default=8, help="utterances at once (default: 8)")
+    add("--threads", type=int, default=0, help="processor threads (default: all cores)")
+    add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")
+    add("--no_speed", action="store_true", help="leave speed and memory out")
+    add("--no_texts", action="store_true", help="write no texts to the file, only their counts")
+    args = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("threads", 0), ("limit", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} {getattr(args, name)} must be at least {least}")
+    args.command = command_line("evaluate.py", argv)
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    other = read_result(args.compare) if args.compare else None
+    if args.output_file:
+        check_writable(args.output_file)
+    utterances = read_test_data(args.test_data)
+    utterances = utterances[: args.limit or None]
+    measured = evaluate(
+        args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed
+    )
+    print(report(measured))
+    rows = measured.pop("utterances")
+    result = measured | {
+        "model": portable_path(args.model_path),
+        "test_data": portable_path(args.test_data),
+        "command": args.command,
+        "commit": commit(),
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "definition": DEFINITION,
+        "machine": describe_machine(),
+    }
+    if other is not None:
+        result["comparison"] = compare({"utterances": rows}, other, args.seed)
+        result["comparison"]["other"] = portable_path(args.compare)
+        print(report_comparison(result["comparison"], args.compare))
+    if args.no_texts:
+        del result["confusions"]
+        rows = [{k: v for k, v in r.items() if k not in ("reference", "hypothesis")} for r in rows]
+    if args.output_file:
+        write_json(args.output_file, result | {"utterances": rows})
+        print(f"written to {args.output_file}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))

@@ -1,0 +1,110 @@
+"""What a number was measured on: processor, memory, versions and commit.
+
+Holds nothing that names a person or a place: no host name and no path.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("numpy", "torch", "onnxruntime")
+FLAGS = (  # what decides how fast a model runs: vectors, bf16, int8 products
+    "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8",
+    "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve",
+)  # fmt: skip
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in bytes, system and versions, JSON types."""
+    model, flags = _processor()
+    return {
+        "processor": model,
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "cores": usable_cores(),
+        "memory": _memory(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The checkout's commit, with `+` after it where tracked files differ; '' outside of git."""
+    if not (ROOT / ".git").exists():
+        return ""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return head + ("+" if head and _git("status", "--porcelain", "-uno") else "")
+
+
+def command_line(program: str, argv: Sequence[str] | None = None) -> str:
+    """The command as typed, `python PROGRAM ARGUMENTS`; paths as `portable_path` writes them."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", program, *map(portable_path, arguments)])
+
+
+def portable_path(path: str) -> str:
+    """A relative path as it is; an absolute one from the working directory, or cut to two parts."""
+    if not os.path.isabs(path):
+        return path
+    here = Path.cwd()
+    if Path(path).is_relative_to(here):
+        return Path(path).relative_to(here).as_posix()
+    if Path(path).is_relative_to(here.parent):
+        return (Path("..") / Path(path).relative_to(here.parent)).as_posix()
+    return ".../" + "/".join(Path(path).parts[-2:]).lstrip("/")
+
+
+def _processor() -> tuple[str, set[str]]:
+    """Model name and feature flags; on Linux from /proc/cpuinfo, in x86's or ARM's words."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    model = fields.get("model name") or fields.get("model") or platform.machine()
+    return model, set(fields.get("flags", fields.get("features", "")).split())
+
+
+def _memory() -> int:
+    """Bytes of main memory, 0 where it is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return out.stdout.strip()
