@@ -241,10 +241,7 @@ class Trainer:
                 self.forward.require_backward_grad_sync = last
             with autocast(self.device, self.precision):
                 output = self.forward(features, lengths)
-            loss = ctc_loss(
-                output, batch, self.model.config.subsampling_factor, config.intermediate_weight
-            )
-            loss = loss / tokens
+            loss = self.loss(output, batch, features, lengths) / tokens
             torch.autograd.backward(loss * self.world)  # DDP averages over processes, the loss sums
             total += loss.detach()
         if self.world > 1:
@@ -258,6 +255,11 @@ class Trainer:
         self.average.update(self.model, self.step)
         self.step += 1
         return total, norm
+
+    def loss(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
+        """Sum over the batch's utterances; features and lengths are the batch's on the device."""
+        factor = self.model.config.subsampling_factor
+        return ctc_loss(output, batch, factor, self.config.intermediate_weight)
 
     # ---- one epoch ------------------------------------------------------------------------
 
@@ -356,13 +358,7 @@ class Trainer:
         """Dev WER of the averaged weights, the best model, the resume state, the report."""
         if self.rank == 0:
             model = self.average.model if self.config.ema else self.model
-            utterances = self.dev_set.utterances
-            keys = list(plain_batches(utterances, 32, 120.0))
-            texts = transcribe_batches(
-                model, self.dev_set, keys, self.checkpoint.tokenizer, self.config.num_workers
-            )
-            references = [u.text for u in utterances]
-            rates = error_rates(references, texts)
+            rates, references, texts = self.dev_rates(model)
             entry = {
                 "step": self.step, "epoch": self.epoch, "dev_wer": round(rates["wer"], 5),
                 "dev_cer": round(rates["cer"], 5), "seconds": round(seconds, 1),
@@ -389,6 +385,16 @@ class Trainer:
             best = best.to(self.device)
             dist.broadcast(best, 0)
             self.best_wer, self.best_epoch = float(best[0]), int(best[1])
+
+    def dev_rates(self, model: nn.Module) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Error rates on the dev data, with the texts said and heard."""
+        utterances = self.dev_set.utterances
+        keys = list(plain_batches(utterances, 32, 120.0))
+        texts = transcribe_batches(
+            model, self.dev_set, keys, self.checkpoint.tokenizer, self.config.num_workers
+        )
+        references = [u.text for u in utterances]
+        return error_rates(references, texts), references, texts
 
     # ---- files ----------------------------------------------------------------------------
 

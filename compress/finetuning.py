@@ -1,16 +1,35 @@
 """Fine-tuning after (or during) a compression step, with or without distillation.
 
+The training of `asr.training` with the settings that the checkpoint was trained with: same loader,
+augmentation, loss and averaged weights. The last weights count, not the best on dev data, since a
+schedule may still be on its way there. Distillation adds the divergence of every frame from what
+the uncompressed model says (Hinton et al. 2015, arXiv 1503.02531).
+
 The seam that `compress.core.run` calls; this file imports nothing from `compress.core`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from asr.checkpoint import Checkpoint
+from asr.checkpoint import Checkpoint, load_checkpoint
+from asr.data import Batch, make_loader, plain_batches
+from asr.manifest import Utterance, load_splits
+from asr.model import ConformerCTC, Output, valid_mask
+from asr.train import usable
+from asr.training import TrainConfig, Trainer, autocast
+
+Update = Callable[[nn.Module, float], None]
+
+REFRESHING = 40  # batches from which the statistics of BatchNorm are taken anew
 
 
 @dataclass(frozen=True)
@@ -21,19 +40,202 @@ class Options:
     fine_tune_data: str = field(
         default="", metadata={"help": "data to train on; by default what the model was trained on"}
     )
+    fine_tune_learning_rate: float = field(
+        default=0.0, metadata={"help": "peak learning rate; 0: a quarter of that in training"}
+    )
+    distill_weight: float = field(
+        default=0.5, metadata={"help": "share of the loss that is the uncompressed model's example"}
+    )
 
     def __post_init__(self) -> None:
         if self.fine_tune_epochs < 0:
             raise ValueError(f"fine_tune_epochs {self.fine_tune_epochs} must not be negative")
+        if self.fine_tune_learning_rate < 0:
+            raise ValueError(
+                f"fine_tune_learning_rate {self.fine_tune_learning_rate} must not be negative"
+            )
+        if not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"distill_weight {self.distill_weight} must lie in [0, 1]")
 
 
 def fine_tune(
-    checkpoint: Checkpoint, teacher: nn.Module, options: Options, folder: Path | None
-) -> nn.Module:
-    """Trains `checkpoint.model` and returns it in eval mode.
+    checkpoint: Checkpoint, teacher: nn.Module, options: Options, folder: Path | None,
+    update: Update | None = None,
+) -> nn.Module:  # fmt: skip
+    """Trains `checkpoint.model` and returns the averaged weights in eval mode, on the CPU.
 
-    `teacher` is the model before the first step, in eval mode. `folder` is where an interrupted
-    run may leave what it needs to resume. Before each optimiser step every submodule that has a
-    method `progress(fraction)` is told how far training is, 0 to 1 (gradual pruning, for example).
+    The checkpoint's history ends with the step that asks for this. `teacher` is the model before
+    the first step. `update(model, fraction)` is called before each optimiser step. In `folder` an
+    interrupted run leaves what it needs to resume; it then raises KeyboardInterrupt.
     """
-    raise ValueError("fine-tuning is not available in this version")
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return fine_tune(checkpoint, teacher, options, Path(temporary), update)
+    check_trainable(checkpoint.model)
+    config = train_config(checkpoint, options)
+    train, dev = data(checkpoint, options, config)
+    place = folder / f"fine_tuning_{len(checkpoint.history)}"
+    state = resumable(place / "last.pt", checkpoint)
+    place.mkdir(parents=True, exist_ok=True)
+    start = replace(checkpoint, model=state.model) if state else checkpoint
+    tuner = FineTuner(start, config, train, dev, place, teacher, options.distill_weight, update)
+    if state:
+        tuner.resume(cast(dict[str, Any], state.training))
+    if not tuner.fit():
+        tuner.say(f"stopped; the same command goes on from {place / 'last.pt'}")
+        raise KeyboardInterrupt
+    return tuner.result()
+
+
+def forget(folder: Path) -> None:
+    """Removes what `fine_tune` has left in a folder for resuming."""
+    for place in folder.glob("fine_tuning_*"):
+        shutil.rmtree(place)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raises ValueError where gradients cannot pass."""
+    stuck = [name for name, m in model.named_modules() if type(m).__name__ == "Int8Linear"]
+    if stuck:
+        raise ValueError(
+            f"cannot fine-tune a model with integer layers ({stuck[0]}): fine-tune in the step "
+            "that makes them, or in one before"
+        )
+
+
+def train_config(checkpoint: Checkpoint, options: Options) -> TrainConfig:
+    """The settings of the checkpoint's own training, as far as they fit fine-tuning."""
+    known = {f.name for f in fields(TrainConfig)}
+    runs = [entry["config"] for entry in checkpoint.history if entry.get("step") == "train"]
+    trained = TrainConfig(**{k: v for k, v in (runs or [{}])[-1].items() if k in known})
+    rate = options.fine_tune_learning_rate or trained.learning_rate / 4
+    return replace(
+        trained, epochs=options.fine_tune_epochs, learning_rate=rate, scheduler="cosine",
+        warmup_steps=50, sorted_epochs=0, specaugment_start=0.0, patience=0, save_every=100,
+        device="auto", compile=False, threads=0, tensorboard=False,
+    )  # fmt: skip
+
+
+def data(
+    checkpoint: Checkpoint, options: Options, config: TrainConfig
+) -> tuple[list[Utterance], list[Utterance]]:
+    """What to train on and the dev data, split as in the checkpoint's training; or a ValueError."""
+    where = options.fine_tune_data or checkpoint.data.get("train", "")
+    if not where:
+        raise ValueError(
+            "fine-tuning needs data and this checkpoint names none: give --fine_tune_data"
+        )
+    if not options.fine_tune_data and not Path(where).exists():
+        raise ValueError(
+            f"{where}: the data that the checkpoint was trained on is gone: give --fine_tune_data"
+        )
+    splits = load_splits(where, seed=config.seed)
+    train, dev = (
+        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
+    )
+    return train, dev
+
+
+def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The interrupted run at `path`, None without one; a ValueError if it was another run."""
+    if not path.exists():
+        return None
+    state = load_checkpoint(path)
+    if state.history != checkpoint.history or state.training is None:
+        raise ValueError(
+            f"{path}: holds an interrupted run with other options or of another model; repeat that "
+            "one, delete the folder or choose another --output_dir"
+        )
+    return state
+
+
+class FineTuner(Trainer):
+    """A Trainer whose zero weights stay zero, with a teacher and a schedule to tell of progress."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: TrainConfig, train: Sequence[Utterance],
+        dev: Sequence[Utterance], output_dir: Path, teacher: nn.Module, distill_weight: float,
+        update: Update | None,
+    ) -> None:  # fmt: skip
+        super().__init__(checkpoint, config, train, dev, output_dir)
+        self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+        self.distill_weight, self.update = distill_weight, update
+
+    def loss(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
+        loss = super().loss(output, batch, features, lengths)
+        if self.distill_weight == 0:
+            return loss
+        with torch.no_grad(), autocast(self.device, self.precision):
+            example = self.teacher(features, lengths).log_probs
+        share = self.distill_weight
+        return (1 - share) * loss + share * divergence(output.log_probs, example, output.lengths)
+
+    def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
+        if self.update:
+            self.update(self.model, progress)
+        zeros = [weight == 0 for weight in matrices(self.model)]
+        result = super().train_step(batches, progress)
+        for weight, zero in zip(matrices(self.model), zeros, strict=True):
+            weight.masked_fill_(zero, 0)
+        return result
+
+    def keep_zeros(self) -> None:
+        """Zeros of the weights become zeros of the average."""
+        for weight, mean in zip(matrices(self.model), matrices(self.average.model), strict=True):
+            mean.masked_fill_(weight == 0, 0)
+
+    def finish_epoch(self, seconds: float) -> None:
+        """Dev WER of the averaged weights as they would be stored, and the resume state."""
+        if self.update:
+            self.update(self.model, self.epoch / self.config.epochs)
+        self.keep_zeros()
+        rates, _, _ = self.dev_rates(self.average.model)
+        self.say(
+            f"fine-tuning, epoch {self.epoch}/{self.config.epochs}  dev WER {rates['wer']:.2%}  "
+            f"CER {rates['cer']:.2%}  {seconds:.0f} s"
+        )
+        self.write_log({"step": self.step, "epoch": self.epoch, "dev_wer": round(rates["wer"], 5)})
+        self.save_state()
+
+    def result(self) -> nn.Module:
+        """The averaged weights with new statistics in BatchNorm."""
+        self.keep_zeros()
+        model = self.average.model
+        refresh_batch_norm(model, self.refreshing_batches())
+        return model.to("cpu").eval().requires_grad_()
+
+    def refreshing_batches(self) -> Iterable[Batch]:
+        """Some training speech without augmentation."""
+        keys = list(plain_batches(self.train_set.utterances, 16, self.config.batch_seconds))
+        keys = keys[:: max(1, len(keys) // REFRESHING)]
+        self.train_set.augment = None
+        return make_loader(self.train_set, keys, self.config.num_workers)
+
+
+def matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of Linears and convolutions, of which zeros are to stay."""
+    named = model.named_parameters()
+    return [p.detach() for name, p in named if p.dim() > 1 and name.endswith(".weight")]
+
+
+def divergence(log_probs: Tensor, example: Tensor, lengths: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the example, summed over the valid frames of (B, T', V)."""
+    frames = (example.exp() * (example - log_probs)).sum(2)
+    return frames.masked_fill(~valid_mask(lengths, frames.shape[1]), 0).sum()
+
+
+@torch.no_grad()
+def refresh_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Sets the running statistics of every BatchNorm to their mean over the batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    device = next(model.parameters()).device
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+    for number, batch in enumerate(batches, 1):
+        for norm in norms:
+            norm.momentum = 1 / number
+        cast(ConformerCTC, model)(batch.features.to(device), batch.feature_lengths.to(device))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -1,0 +1,141 @@
+"""Calibration speech: where it comes from, and what the layers of a model see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asr.checkpoint import Checkpoint
+from asr.data import BatchDataset, drop_impossible, plain_batches
+from asr.manifest import ManifestError, Utterance, find_sources, load_splits, read_source
+from compress.core import Calibration, progress
+
+UTTERANCES = 96  # at most, drawn at random
+SECONDS = 360.0  # of audio, at most
+
+
+class Moments(NamedTuple):
+    """Of the inputs x of a layer, over frames: their mean (in,) and the mean of x x' (in, in)."""
+
+    mean: Tensor
+    gram: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """Mean of (x - mean)(x - mean)'."""
+        return self.gram - torch.outer(self.mean, self.mean)
+
+
+def load(checkpoint: Checkpoint, path: str = "", batch_size: int = 8) -> Calibration:
+    """A fixed random part of the speech at `path`, or of what the checkpoint was trained on.
+
+    Splits named test* are never read. Raises ValueError where there is nothing else.
+    """
+    where = path or checkpoint.data.get("train", "")
+    if not where:
+        raise ValueError("this checkpoint names no training data; give --calibration_data")
+    if not path and not Path(where).exists():
+        raise ValueError(
+            f"{where}: the training data that the checkpoint names is gone; give --calibration_data"
+        )
+    config = checkpoint.model.config
+    utterances, _ = drop_impossible(
+        speech(where), checkpoint.tokenizer, checkpoint.features, config.subsampling_factor
+    )
+    utterances = [u for u in utterances if u.duration <= SECONDS / 10]
+    if not utterances:
+        raise ValueError(
+            f"{where}: no utterance that calibration can use (with text, not too long)"
+        )
+    order = np.random.default_rng(0).permutation(len(utterances))[:UTTERANCES]
+    chosen: list[Utterance] = []
+    for i in order:
+        if sum(u.duration for u in chosen) + utterances[i].duration <= SECONDS:
+            chosen.append(utterances[i])
+    dataset = BatchDataset(chosen, checkpoint.tokenizer, checkpoint.features)
+    return Calibration([dataset[key] for key in plain_batches(chosen, batch_size)], where)
+
+
+def speech(where: str) -> list[Utterance]:
+    """The utterances at `where` that are not in a split named test*: those of train* if any."""
+    sources = find_sources(where)
+    allowed = {name: p for name, p in sources.items() if not name.lower().startswith("test")}
+    if not allowed:
+        raise ManifestError(
+            f"{where}: only test data ({', '.join(sources)}), which compression never looks at; "
+            "name training or dev data"
+        )
+    if any(name.lower().startswith("train") for name in allowed):
+        return load_splits(where).train
+    return [utterance for p in allowed.values() for utterance in read_source(p)]
+
+
+@contextmanager
+def record_inputs(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Inside, `see(name, x)` is called with every input x (..., in) of the named modules."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: see(name, args[0].detach())
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_moments(
+    model: nn.Module, calibration: Calibration, names: Iterable[str]
+) -> dict[str, Moments]:
+    """Moments of the inputs of the named Linears, by name; padding is never counted."""
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
+    grams: dict[str, Tensor] = {}
+    frames: dict[str, int] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        x = x.flatten(0, -2).float()
+        if name not in sums:
+            sums[name], grams[name], frames[name] = x.sum(0), x.t() @ x, len(x)
+        else:
+            sums[name] += x.sum(0)
+            grams[name].addmm_(x.t(), x)
+            frames[name] += len(x)
+
+    with torch.no_grad(), record_inputs(model, names, see):
+        for features, length in progress(utterances(calibration), "calibration"):
+            model(features[:length].unsqueeze(0).to(device))
+    return {
+        name: Moments((sums[name] / n).cpu(), (grams[name] / n).cpu()) for name, n in frames.items()
+    }
+
+
+def input_grams(model: nn.Module, calibration: Calibration, names: list[str]) -> dict[str, Tensor]:
+    """Mean of x x' over the frames that each named Linear sees: (in, in) float32 by name."""
+    moments = input_moments(model, calibration, names)
+    return {name: moment.gram for name, moment in moments.items()}
+
+
+def utterances(calibration: Calibration) -> list[tuple[Tensor, int]]:
+    """Features (T, n_mels) and valid frames of every utterance, for one at a time."""
+    return [
+        (features, int(length))
+        for batch in calibration.batches
+        for features, length in zip(batch.features, batch.feature_lengths, strict=True)
+    ]
+
+
+def need(calibration: Calibration | None, what: str) -> Calibration:
+    """The calibration speech; a ValueError if there is none."""
+    if calibration is None or not calibration.batches:
+        raise ValueError(f"{what} needs calibration speech: give --calibration_data")
+    return calibration

@@ -1,0 +1,192 @@
+"""Low-rank factorization: a Linear becomes two thinner ones, W about up @ down.
+
+Plain: the truncated singular value decomposition, the nearest matrix of its rank (Eckart & Young
+1936). `activation_aware`: the nearest in its outputs on calibration speech, which are projected on
+their principal components, the mean going into the bias (as in LiteASR, arXiv 2502.20583). Without
+one rank for all, the ranks of the layers are chosen together: `size_ratio` gives the largest share
+of each layer's energy that fits the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress import core
+from compress.allocation import PER_TENSOR, allocate, file_bytes
+from compress.calibration import Moments, input_moments, need
+
+DAMPING = 1e-3  # share of the mean variance added to each, where speech shows too little
+MULTIPLE = 8  # of chosen ranks
+
+
+@dataclass(frozen=True)
+class Config(core.Selection):
+    """Options of factorization: one of rank, energy and size_ratio."""
+
+    rank: int = field(default=0, metadata={"help": "rank of every layer"})
+    energy: float = field(
+        default=0.0, metadata={"help": "share of each layer's squared singular values to keep"}
+    )
+    size_ratio: float = field(
+        default=0.0, metadata={"help": "how many times smaller the file is to be"}
+    )
+    activation_aware: bool = field(
+        default=False, metadata={"help": "nearest outputs on calibration speech, not weights"}
+    )
+
+    def __post_init__(self) -> None:
+        if sum(bool(value) for value in (self.rank, self.energy, self.size_ratio)) != 1:
+            raise ValueError("factorization takes one of rank, energy and size_ratio")
+        if self.rank < 0:
+            raise ValueError(f"rank {self.rank} must be at least 1")
+        if not 0 <= self.energy <= 1:
+            raise ValueError(f"energy {self.energy} must lie in (0, 1]")
+        if self.size_ratio and self.size_ratio <= 1:
+            raise ValueError(f"size_ratio {self.size_ratio} must be above 1")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.activation_aware
+
+
+class LowRankLinear(nn.Module):
+    """y = x @ down.T @ up.T + bias: two ordinary Linears, in -> rank -> out."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
+        super().__init__()
+        self.args = {
+            "in_features": in_features, "out_features": out_features, "rank": rank, "bias": bias,
+        }  # fmt: skip
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=bias)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, components: Components | None = None
+    ) -> LowRankLinear:
+        """The nearest one; by default in its weights. The two factors get equal norms."""
+        components = components or principal_components(linear.weight.detach())
+        weight, basis = linear.weight.detach(), components.basis
+        layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
+        with torch.no_grad():
+            rows = basis.t() @ weight  # (k, in)
+            if linear.bias is not None:
+                lost = basis[:, rank:] @ (rows[rank:] @ components.mean)
+                layer.up.bias.copy_(linear.bias + lost)
+            scale = rows[:rank].norm(dim=1).clamp(min=1e-12).sqrt()
+            layer.down.weight.copy_(rows[:rank] / scale.unsqueeze(1))
+            layer.up.weight.copy_(basis[:, :rank] * scale)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        result: Tensor = self.up(self.down(x))
+        return result
+
+    def extra_repr(self) -> str:
+        return f"{self.args['in_features']}, {self.args['out_features']}, rank {self.args['rank']}"
+
+
+class Components(NamedTuple):
+    """Orthonormal basis (out, k) of a layer's outputs, best first, and the energy (k,) of each.
+
+    `mean` (in,) of the inputs: what the bias takes over. k = min(in, out).
+    """
+
+    basis: Tensor
+    energy: Tensor
+    mean: Tensor
+
+
+def principal_components(weight: Tensor, moments: Moments | None = None) -> Components:
+    """Left singular vectors of weight (out, in), or of it times the root of the covariance.
+
+    The energy left out by the first r is the squared error of the rank r approximation: of the
+    weight, or expected of the outputs.
+    """
+    if moments is None:
+        basis, s, _ = torch.linalg.svd(weight, full_matrices=False)
+        return Components(basis, s.square(), torch.zeros_like(weight[0]))
+    covariance = moments.covariance.double()
+    damping = DAMPING * float(covariance.diagonal().mean()) + 1e-12
+    root = torch.linalg.cholesky(covariance + damping * torch.eye(len(covariance)))
+    basis, s, _ = torch.linalg.svd(weight @ root.float(), full_matrices=False)
+    return Components(basis, s.square(), moments.mean)
+
+
+def useful_rank(linear: nn.Linear) -> int:
+    """The largest rank that makes a Linear smaller; 0 if none does."""
+    m, n = linear.weight.shape
+    return (m * n - 1) // (m + n)
+
+
+def apply(
+    model: nn.Module, config: Config, calibration: core.Calibration | None = None
+) -> nn.Module:
+    """Replaces the Linears that become smaller by `LowRankLinear`, keeps the others and says so."""
+    chosen = core.linears(model, config.include, config.exclude)
+    name, most = max(((n, useful_rank(layer)) for n, layer in chosen), key=lambda item: item[1])
+    limit = f"the largest useful rank is {most} ({name})"
+    if config.rank > most:
+        raise ValueError(f"rank {config.rank} makes no layer smaller: {limit}")
+    moments: dict[str, Moments] = {}
+    if config.activation_aware:
+        calibration = need(calibration, "activation_aware")
+        moments = input_moments(model, calibration, [n for n, _ in chosen])
+    parts = {
+        name: principal_components(layer.weight.detach(), moments.pop(name, None))
+        for name, layer in core.progress(chosen)
+    }
+    ranks = choose_ranks(model, chosen, parts, config)
+    if not any(rank <= useful_rank(layer) for (_, layer), rank in zip(chosen, ranks, strict=True)):
+        raise ValueError(f"energy {config.energy} makes no layer smaller: {limit}; lower it")
+    for (name, layer), rank in zip(chosen, ranks, strict=True):
+        if rank <= useful_rank(layer):
+            core.replace(model, name, LowRankLinear.from_linear(layer, rank, parts.pop(name)))
+        else:
+            core.keep(layer, f"smaller only below rank {useful_rank(layer) + 1}")
+    return model
+
+
+def choose_ranks(
+    model: nn.Module, chosen: list[tuple[str, nn.Linear]], parts: dict[str, Components],
+    config: Config,
+) -> list[int]:  # fmt: skip
+    """The rank of each layer; one above `useful_rank` leaves it whole."""
+    if config.rank:
+        return [config.rank] * len(chosen)
+    energies = [parts[name].energy.double().numpy() for name, _ in chosen]
+    if config.energy:
+        kept = [np.cumsum(e) / e.sum() for e in energies]
+        return [_rounded(int(np.searchsorted(k, config.energy - 1e-9)) + 1) for k in kept]
+    options, sizes, losses = [], [], []
+    for (_, layer), energy in zip(chosen, energies, strict=True):
+        most = useful_rank(layer)
+        ranks = [r for r in range(1, most + 1) if r % MULTIPLE == 0 or most < MULTIPLE]
+        rest = energy.sum() - np.cumsum(energy)
+        out, inside = layer.weight.shape
+        options.append([*ranks, most + 1])
+        weights = [*(r * (out + inside) for r in ranks), out * inside]
+        extra = [*(2 * PER_TENSOR for _ in ranks), 0]  # a tensor more, and an entry of the map
+        sizes.append(4.0 * np.array(weights) + np.array(extra))
+        losses.append(np.array([*(rest[r - 1] / energy.sum() for r in ranks), 0.0]))
+    whole = file_bytes(model)
+    fixed = whole - sum(layer.weight.nbytes for _, layer in chosen)
+    try:
+        choice = allocate(sizes, losses, whole / config.size_ratio - fixed)
+    except ValueError:
+        smallest = fixed + sum(s.min() for s in sizes)
+        raise ValueError(
+            f"size_ratio {config.size_ratio} is out of reach: with the lowest ranks in these "
+            f"{len(chosen)} layers it is {whole / smallest:.2f}"
+        ) from None
+    return [ranks[j] for ranks, j in zip(options, choice, strict=True)]
+
+
+def _rounded(rank: int) -> int:
+    """The next multiple of 8, small ranks as they are."""
+    return rank if rank < MULTIPLE else -(-rank // MULTIPLE) * MULTIPLE

@@ -1,0 +1,198 @@
+"""Pruning: weights become zero, or whole channels and heads disappear.
+
+- unstructured: the weights of least magnitude of Linears and convolutions become zero. In memory
+  the layers stay what they are; files store a bit mask and the rest (`compress.packing`). With
+  fine-tuning the share of zeros grows along a cubic schedule (Zhu & Gupta 2017, arXiv 1710.01878).
+- structured: modules become smaller (`compress.structured`), with nothing left of what was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from compress import core, structured
+from compress.allocation import file_bytes
+from compress.calibration import need
+
+TYPES = ("unstructured", "structured")
+ALLOCATIONS = ("global", "layer")
+IMPORTANCES = ("norm", "taylor")
+SCHEDULES = ("gradual", "one-shot")
+RAMP = 0.5  # share of fine-tuning in which gradual pruning reaches its sparsity
+STEP = 0.01  # by which it grows at a time
+
+
+@dataclass(frozen=True)
+class Config(core.Selection):
+    """Options of pruning."""
+
+    pruning_type: str = field(
+        default="unstructured", metadata={"help": "zeros, or smaller layers", "choices": TYPES}
+    )
+    sparsity: float = field(default=0.3, metadata={"help": "share to remove, 0 to 1"})
+    size_ratio: float = field(
+        default=0.0, metadata={"help": "times smaller the file is to be, in place of sparsity"}
+    )
+    allocation: str = field(
+        default="global",
+        metadata={
+            "help": "the share is of all layers together (of all modules of a kind), or of each",
+            "choices": ALLOCATIONS,
+        },
+    )
+    importance: str = field(
+        default="norm",
+        metadata={
+            "help": "structured: by the norm of the weights, or by what removal does to the loss "
+            "on calibration speech",
+            "choices": IMPORTANCES,
+        },
+    )
+    schedule: str = field(
+        default="gradual",
+        metadata={
+            "help": "unstructured with fine-tuning: more and more zeros, or all before it",
+            "choices": SCHEDULES,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity {self.sparsity} must lie in [0, 1)")
+        if self.size_ratio and self.size_ratio <= 1:
+            raise ValueError(f"size_ratio {self.size_ratio} must be above 1")
+        for name, allowed in (
+            ("pruning_type", TYPES), ("allocation", ALLOCATIONS), ("importance", IMPORTANCES),
+            ("schedule", SCHEDULES),
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
+                )
+        if self.importance == "taylor" and self.pruning_type != "structured":
+            raise ValueError("importance taylor is for structured pruning")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.importance == "taylor"
+
+
+def apply(
+    model: nn.Module, config: Config, calibration: core.Calibration | None = None
+) -> nn.Module:
+    """Prunes the model in place."""
+    if config.pruning_type == "structured":
+        return _structured(model, config, calibration)
+    weights = prunable(model, config)
+    zero_smallest(weights, unstructured_share(model, weights, config), config.allocation)
+    return model
+
+
+def prepare(
+    model: nn.Module, config: Config, calibration: core.Calibration | None = None
+) -> nn.Module:
+    """`apply` before fine-tuning: gradual pruning begins with the first `update`."""
+    if config.pruning_type == "unstructured" and config.schedule == "gradual":
+        unstructured_share(model, prunable(model, config), config)  # raises what apply would
+        return model
+    return apply(model, config, calibration)
+
+
+def update(config: Config, model: nn.Module, fraction: float) -> None:
+    """Called before each step of fine-tuning, `fraction` of it done: gradual pruning goes on."""
+    if config.pruning_type == "structured" or config.schedule == "one-shot":
+        return
+    weights = prunable(model, config)
+    final = unstructured_share(model, weights, config)
+    ramp = min(fraction / RAMP, 1.0)
+    share = final * (1 - (1 - ramp) ** 3)
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    now = zeros / sum(w.numel() for w in weights)
+    if share >= now + STEP or (ramp == 1 and share > now + 1e-3):
+        zero_smallest(weights, share, config.allocation)
+
+
+def prunable(model: nn.Module, config: Config) -> list[Tensor]:
+    """The weights of the plain Linears and convolutions that match."""
+    kinds = (nn.Linear, *core.CONVOLUTIONS)
+    found = core.layers(model, config.include, config.exclude, kinds)
+    return [cast(Tensor, layer.weight).detach() for _, layer in found]
+
+
+def unstructured_share(model: nn.Module, weights: list[Tensor], config: Config) -> float:
+    """The share of zeros: what is asked for, or what makes the file as small as asked."""
+    if not config.size_ratio:
+        return config.sparsity
+    whole, numbers = file_bytes(model), sum(w.numel() for w in weights)
+    least = whole - 4 * numbers + numbers / 8  # everything zero: the masks are left
+    share = 1 - (whole / config.size_ratio - least) / (4 * numbers)
+    if share >= 1:
+        raise ValueError(
+            f"size_ratio {config.size_ratio} is out of reach: with every weight zero it is "
+            f"{whole / least:.1f}"
+        )
+    return max(share, 0.0)
+
+
+def zero_smallest(weights: list[Tensor], share: float, allocation: str) -> None:
+    """Sets the share of least magnitude to zero in place: of each tensor, or of all together."""
+    if allocation == "layer":
+        for weight in weights:
+            weight[weight.abs() <= _threshold(weight.abs().flatten(), share)] = 0
+        return
+    threshold = _threshold(torch.cat([w.abs().flatten() for w in weights]), share)
+    for weight in weights:
+        weight[weight.abs() <= threshold] = 0
+
+
+def _threshold(values: Tensor, share: float) -> float:
+    """The largest value to be removed; -1 for none."""
+    count = round(share * len(values))
+    return float(values.kthvalue(count).values) if count else -1.0
+
+
+def _structured(
+    model: nn.Module, config: Config, calibration: core.Calibration | None
+) -> nn.Module:
+    found = structured.find_groups(model, config.include, config.exclude)
+    if config.importance == "taylor":
+        calibration = need(calibration, "importance taylor")
+        scores = structured.taylor_importance(model, found, calibration)
+    else:
+        scores = structured.norm_importance(model, found)
+
+    def kept(sparsity: float) -> dict[structured.Key, Tensor]:
+        return structured.choose(found, scores, sparsity, config.allocation)
+
+    sparsity = config.sparsity
+    if config.size_ratio:
+        sparsity = _sparsity_for(model, found, kept, config.size_ratio)
+    return structured.prune(model, found, kept(sparsity), calibration)
+
+
+def _sparsity_for(
+    model: nn.Module, found: dict[structured.Key, structured.Group],
+    kept: Callable[[float], dict[structured.Key, Tensor]], ratio: float,
+) -> float:  # fmt: skip
+    """The least share of units whose removal makes the file `ratio` times smaller."""
+    whole = file_bytes(model)
+    wanted = whole - whole / ratio
+    low, high = 0.0, 1.0
+    most = structured.smaller_by(model, found, kept(0.999))
+    if most < wanted:
+        raise ValueError(
+            f"size_ratio {ratio} is out of reach: removing all that can be removed leaves a file "
+            f"{whole / (whole - most):.2f} times smaller"
+        )
+    for _ in range(12):
+        middle = (low + high) / 2
+        if structured.smaller_by(model, found, kept(middle)) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
