@@ -11,15 +11,20 @@ A method is one file of this folder, found by `compress.methods()`. It has
             replace(model, name, MyLayer.from_linear(linear, ...))      # or keep(linear, "why not")
         return model
 
-`apply` may change the model it is given. A layer that stays in a checkpoint is an nn.Module of the
-method's file with `self.args` (JSON types) such that `MyLayer(**args)` builds it empty; parameters
-and buffers are filled on loading. Integer tensors stay one number an element in memory:
-`compress.packing` stores them in as few bits as they need, zeros as a bit mask, and float32 values
-that are exact in fp16 as fp16, so round with `round_to_half` what may be stored so.
+`apply` may change the model it is given. A Config whose property `needs_calibration` is true gets
+calibration speech, by default of the training data.
+
+A layer that stays in a checkpoint is an nn.Module of the method's file with `self.args` (JSON
+types) such that `MyLayer(**args)` builds it empty; parameters and buffers are filled on loading.
+Integer tensors stay one number an element in memory: `compress.packing` stores them in as few bits
+as they need, zeros as a bit mask, and float32 values that are exact in fp16 as fp16, so round with
+`round_to_half` what may be stored so. A layer whose `forward` should not go into an ONNX graph as
+it is has `onnx_layer()`, see `asr.onnx_layers`.
 
 Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains another form of its
 layers has `prepare` (same signature, used in place of `apply`) and `freeze(model) -> model`, used
-afterwards: fake quantisation, masks kept during training, codebooks to be rounded.
+afterwards: fake quantisation, codebooks to be rounded. `update(config, model, fraction)` is called
+before each step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
 
 Shape-changing methods (pruning, factorization, distillation) come before packing ones (clustering,
 quantization): `linears` yields plain nn.Linear only.
@@ -32,6 +37,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as replace_fields
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -43,6 +49,7 @@ import compress
 from asr.checkpoint import Checkpoint
 from asr.cli import read_structured
 from asr.data import Batch
+from asr.model import ConformerCTC
 from compress import finetuning, packing
 
 T = TypeVar("T")
@@ -144,11 +151,23 @@ def progress(items: Sequence[T], what: str = "layers") -> Iterable[T]:
 
 
 def round_to_half(tensor: Tensor) -> Tensor:
-    """float32 values rounded to fp16, so that they are stored in two bytes; raises if too large."""
+    """float32 values rounded to fp16, so that they are stored in two bytes; too large ones stay."""
     rounded = tensor.to(torch.float16).to(torch.float32)
-    if not torch.isfinite(rounded).all():
-        raise ValueError(f"a value of size {tensor.abs().max():.3g} does not fit into fp16")
-    return rounded
+    return torch.where(torch.isfinite(rounded), rounded, tensor)
+
+
+def round_own(module: nn.Module) -> None:
+    """Rounds a module's own float tensors to fp16 values."""
+    for tensor in packing.own_state(module).values():
+        if tensor.dtype == torch.float32:
+            tensor.copy_(round_to_half(tensor))
+
+
+def round_rest(model: nn.Module) -> None:
+    """Rounds all but the Linears and convolutions that a packing method has left alone."""
+    for module in model.modules():
+        if type(module) not in (nn.Linear, *CONVOLUTIONS):
+            round_own(module)
 
 
 def make_step(name: str, options: dict[str, Any]) -> Step:
@@ -211,15 +230,15 @@ def run(
         epochs = step.tuning.fine_tune_epochs
         change = getattr(module, "prepare", module.apply) if epochs else module.apply
         model = change(checkpoint.model, step.config, calibration)
-        options = asdict(step.config)
-        if epochs:
-            tuning_on = replace_fields(checkpoint, model=model)
-            model = finetuning.fine_tune(tuning_on, teacher, step.tuning, folder)
-            if hasattr(module, "freeze"):
-                model = module.freeze(model)
-            options |= asdict(step.tuning)
+        options = asdict(step.config) | (asdict(step.tuning) if epochs else {})
         history = [*checkpoint.history, {"step": step.method, "config": options}]
         checkpoint = replace_fields(checkpoint, model=model.eval(), history=history)
+        if epochs:
+            update = partial(module.update, step.config) if hasattr(module, "update") else None
+            model = finetuning.fine_tune(checkpoint, teacher, step.tuning, folder, update)
+            if hasattr(module, "freeze"):
+                model = module.freeze(model)
+            checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
     return checkpoint
 
 

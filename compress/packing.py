@@ -9,11 +9,13 @@ tensor is written in the smallest of these forms, which combine:
 - on request, integers entropy-coded: the Huffman stage of deflate (Deep Compression, Han et al.
   2016, arXiv 1510.00149).
 
-All bytes go into one tensor beside an index, since torch.save spends 300 bytes on each tensor.
+All bytes go into one tensor beside an index (JSON, deflated), since torch.save spends 300 bytes on
+each tensor.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
 from typing import Any
 
@@ -28,7 +30,7 @@ DTYPES = {
         torch.int16, torch.int8, torch.uint8, torch.bool,
     )
 }  # fmt: skip
-PAYS = 0.97  # a state is packed if that leaves at most this share of its bytes
+PAYS = 0.97  # the state of a plain model is packed if that leaves at most this share of its bytes
 
 
 def digits_per_byte(base: int) -> int:
@@ -52,6 +54,23 @@ def unpack_digits(packed: Tensor, base: int, count: int) -> Tensor:
     digits = torch.floor(x / powers)
     digits = digits - base * torch.floor(digits / base)
     return digits.flatten()[:count]
+
+
+class PackedIntegers(nn.Module):
+    """Integers low..low+base-1 of any shape, packed; calling it unpacks them, in an ONNX graph too.
+
+    For the stand-ins of `onnx_layer`: in memory and in checkpoints layers hold plain integers.
+    """
+
+    packed: Tensor
+
+    def __init__(self, values: Tensor, low: int, base: int) -> None:
+        super().__init__()
+        self.low, self.base, self.shape = low, base, values.shape
+        self.register_buffer("packed", pack_digits(values.to(torch.int16) - low, base))
+
+    def forward(self) -> Tensor:  # float32
+        return unpack_digits(self.packed, self.base, self.shape.numel()).view(self.shape) + self.low
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
@@ -100,7 +119,7 @@ def _encode_values(x: Tensor, entropy_coding: bool) -> tuple[dict[str, Any], Ten
     else:
         info["bits"], data = bits, pack_bits(digits, bits)
     if entropy_coding:
-        coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+        coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
         coded = coder.compress(digits.numpy().tobytes()) + coder.flush()
         if len(coded) < len(data):
             info = {"low": low, "deflate": True}
@@ -127,10 +146,7 @@ def _decode_values(info: dict[str, Any], data: Tensor, count: int, dtype: torch.
     if "low" not in info:
         return data.clone().view(dtype)
     if "deflate" in info:
-        try:
-            raw = zlib.decompress(data.numpy().tobytes(), -15)
-        except zlib.error as error:
-            raise ValueError(f"damaged entropy-coded tensor: {error}") from None
+        raw = _inflated(data, -zlib.MAX_WBITS)
         digits = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     elif "base" in info:
         digits = unpack_digits(data, info["base"], count)
@@ -154,14 +170,17 @@ def stored_bytes(state: dict[str, Tensor], entropy_coding: bool = False) -> int:
 
 
 def pack_state(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint stores: the state dict itself, or `{"index", "bytes"}` where that pays.
+    """What a checkpoint stores: `{"index", "bytes"}`, or the state dict itself for a plain model.
 
-    Integers of a module whose attribute `entropy_coding` is true are entropy-coded.
+    A plain model has no layers of this package, and numbers that hardly pack. Integers of a module
+    whose attribute `entropy_coding` is true are entropy-coded.
     """
     index: list[dict[str, Any]] = []
     pieces: list[Tensor] = []
     plain = 0
+    replaced = False
     for prefix, module in model.named_modules():
+        replaced |= type(module).__module__.startswith(f"{__package__}.")
         for key, tensor in own_state(module).items():
             info, data = encode(tensor, getattr(module, "entropy_coding", False))
             name = f"{prefix}.{key}" if prefix else key
@@ -169,21 +188,30 @@ def pack_state(model: nn.Module) -> dict[str, Any]:
             pieces.append(data)
             plain += tensor.numel() * tensor.element_size()
     data = torch.cat(pieces)
-    if len(data) > PAYS * plain:
+    if not replaced and len(data) > PAYS * plain:
         return model.state_dict()
-    return {"index": index, "bytes": data}
+    text = zlib.compress(json.dumps(index).encode(), 9)
+    return {"index": torch.frombuffer(bytearray(text), dtype=torch.uint8), "bytes": data}
 
 
 def unpack_state(stored: dict[str, Any]) -> dict[str, Tensor]:
     """The state dict of what `pack_state` returned; raises ValueError for damaged bytes."""
-    if not isinstance(stored.get("index"), list):
+    if stored.keys() != {"index", "bytes"}:
         return stored
+    index = json.loads(_inflated(stored["index"], zlib.MAX_WBITS))
     state: dict[str, Tensor] = {}
     start = 0
-    for info in stored["index"]:
+    for info in index:
         end = start + info["bytes"]
         if end > len(stored["bytes"]):
             raise ValueError("packed tensors end early")
         state[info["name"]] = decode(info, stored["bytes"][start:end])
         start = end
     return state
+
+
+def _inflated(data: Tensor, window: int) -> bytes:
+    try:
+        return zlib.decompress(data.numpy().tobytes(), window)
+    except zlib.error as error:
+        raise ValueError(f"damaged packed tensors: {error}") from None
