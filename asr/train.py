@@ -104,10 +104,10 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
         checkpoint = new_checkpoint(args, splits.train, config.seed)
     train_set = usable(splits.train, checkpoint, config, say)
     dev_set = usable(splits.dev, checkpoint, config, lambda *_: None)
+    trainer = Trainer(checkpoint, config, train_set, dev_set, output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if first and not resuming:
         (output_dir / "log.jsonl").write_text("", encoding="utf-8")  # fails early if not writable
-    trainer = Trainer(checkpoint, config, train_set, dev_set, output_dir)
     if resuming:
         assert checkpoint.training is not None
         trainer.resume(checkpoint.training)

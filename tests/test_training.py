@@ -1,0 +1,262 @@
+"""The training loop: it learns, resumes to the bit, skips bad steps, and splits over processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr.checkpoint import load_checkpoint
+from asr.optim import AveragedModel, learning_rate_at
+from asr.train import main
+from asr.training import TrainConfig, Trainer
+from tests.corpus import write_corpus
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--d_model", "16", "--n_layers", "2", "--n_heads", "2", "--conv_kernel_size", "7",
+         "--subsampling_channels", "4", "--alphabet", "abc", "--num_workers", "0",
+         "--batch_size", "4", "--warmup_steps", "5", "--no-tensorboard", "--threads", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def flags(corpus: Path, output: Path, *more: str) -> list[str]:
+    return ["--data_dir", str(corpus), "--output_dir", str(output), *SMALL, *more]
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name).model.state_dict()
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_learns_a_toy_language(corpus, tmp_path, capsys):
+    code = main(
+        flags(
+            corpus,
+            tmp_path,
+            "--epochs",
+            "25",
+            "--learning_rate",
+            "0.01",
+            "--dropout",
+            "0",
+            "--speed",
+            "0",
+            "--time_masks",
+            "0",
+            "--freq_masks",
+            "0",
+            "--warp",
+            "0",
+            "--precision",
+            "float32",
+        )  # fmt: skip
+    )
+    assert code == 0
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    dev = [entry["dev_cer"] for entry in log if "dev_cer" in entry]
+    assert dev[0] > 0.9
+    assert min(dev) < 0.35  # unseen combinations of letters
+    assert min(entry["loss"] for entry in log if "loss" in entry) < 0.2
+    assert "heard" in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    assert checkpoint.training is None
+    assert checkpoint.data["train"] == str(corpus)
+    assert checkpoint.history[-1]["dev_wer"] == min(e["dev_wer"] for e in log if "dev_wer" in e)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_resume_after_sigkill_is_bit_identical(corpus, tmp_path, precision):
+    """Killed twice at arbitrary moments, the run ends with the weights of one never killed."""
+    more = ["--epochs", "4", "--precision", precision, "--save_every", "2", "--accumulate", "2"]
+    assert main(flags(corpus, tmp_path / "whole", *more)) == 0
+    command = [sys.executable, "train.py", *flags(corpus, tmp_path / "killed", *more, "--resume")]
+    for kill in range(2):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        state = tmp_path / "killed" / "last.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(0.05 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(flags(corpus, tmp_path / "killed", *more, "--resume")) == 0
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert same_bits(
+        weights(tmp_path / "whole", "model.pt"), weights(tmp_path / "killed", "model.pt")
+    )
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "killed")]
+    steps = [[json.loads(x)["step"] for x in log] for log in logs]
+    assert steps[0] == steps[1]
+
+
+def test_interrupt_saves_and_resumes(corpus, tmp_path, monkeypatch):
+    """Ctrl-C ends after the current step with exit code 130 and a state to go on from."""
+    more = ["--epochs", "2", "--precision", "float32"]
+    assert main(flags(corpus, tmp_path / "whole", *more)) == 0
+    step = Trainer.train_step
+
+    def interrupted(self, batches, progress):
+        result = step(self, batches, progress)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert main(flags(corpus, tmp_path / "stopped", *more)) == 130
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "stopped" / "last.pt").training["batches_done"] == 3
+    assert main(flags(corpus, tmp_path / "stopped", *more, "--resume")) == 0
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_not_finite_steps_are_skipped_and_counted(corpus, tmp_path, monkeypatch):
+    import asr.training as training
+
+    plain = training.ctc_loss
+    calls = []
+
+    def sometimes_nan(*args):
+        calls.append(1)
+        return plain(*args) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(training, "ctc_loss", sometimes_nan)
+    more = ["--epochs", "1", "--precision", "float32", "--log_every", "1"]
+    assert main(flags(corpus, tmp_path, *more)) == 0
+    assert len(calls) > 2
+    assert all(torch.isfinite(x).all() for x in weights(tmp_path).values())
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["skipped"] == 1
+
+
+def test_two_processes_give_the_loss_of_one(corpus, tmp_path):
+    """torchrun with two processes against one with --accumulate 2: the same batches a step.
+
+    Tolerance 1e-4: sums run in another order; dropout is off since each process draws its own.
+    """
+    more = ["--epochs", "1", "--precision", "float32", "--log_every", "1", "--dropout", "0"]
+    assert main(flags(corpus, tmp_path / "one", *more, "--accumulate", "2")) == 0
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "train.py", *flags(corpus, tmp_path / "two", *more),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("best dev WER") == 1  # only the first process speaks
+    losses = []
+    for run in ("one", "two"):
+        log = [json.loads(x) for x in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert len(losses[0]) > 2
+    n = min(len(losses[0]), len(losses[1]))  # an odd last batch is repeated for two processes
+    assert losses[0][: n - 1] == pytest.approx(losses[1][: n - 1], rel=1e-4)
+
+
+def test_fine_tuning_starts_from_the_given_weights(corpus, tmp_path):
+    more = ["--epochs", "1", "--precision", "float32"]
+    assert main(flags(corpus, tmp_path / "first", *more)) == 0
+    start = tmp_path / "first" / "model.pt"
+    args = ["--data_dir", str(corpus), "--output_dir", str(tmp_path / "second"), "--epochs", "1",
+            "--init_from", str(start), "--learning_rate", "1e-9", "--num_workers", "0",
+            "--no-tensorboard", "--ema", "0", "--weight_decay", "0"]  # fmt: skip
+    assert main(args) == 0
+    old, new = weights(tmp_path / "first", "model.pt"), weights(tmp_path / "second", "model.pt")
+    for name, value in old.items():
+        if "running" not in name:
+            torch.testing.assert_close(new[name], value, atol=1e-6, rtol=0)
+    assert [h["step"] for h in load_checkpoint(tmp_path / "second/model.pt").history] == [
+        "train"
+    ] * 2
+
+
+def test_bpe_and_config_file(corpus, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"tokenizer": "bpe", "vocab_size": 8, "epochs": 7}))
+    more = ["--config", str(config), "--epochs", "1"]
+    assert main(flags(corpus, tmp_path / "run", *more)) == 0
+    checkpoint = load_checkpoint(tmp_path / "run" / "model.pt")
+    assert len(checkpoint.tokenizer) == 8
+    assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("abc a")) == "abc a"
+    assert checkpoint.history[-1]["config"]["epochs"] == 1  # the command line wins
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--data_dir", "nowhere"], "nowhere"),
+        (["--alphabet", "xy"], "outside the alphabet"),
+        (["--init_from", "no.pt"], "no.pt: no such file"),
+        (["--d_model", "15"], "d_model 15"),
+        (["--device", "tpu9"], "not a device"),
+    ],
+)
+def test_mistakes_give_one_line_and_no_folder(corpus, tmp_path, capsys, more, message):
+    output = tmp_path / "run"
+    assert main(flags(corpus, output, *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_finished_run_is_not_overwritten(corpus, tmp_path, capsys):
+    assert main(flags(corpus, tmp_path, "--epochs", "1")) == 0
+    assert main(flags(corpus, tmp_path, "--epochs", "1")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(flags(corpus, tmp_path, "--epochs", "1", "--learning_rate", "3", "--resume")) == 2
+    assert "--learning_rate" in capsys.readouterr().err
+
+
+def test_output_folder_not_writable(corpus, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main(flags(corpus, blocked / "run", "--epochs", "1")) == 2
+    assert str(blocked) in capsys.readouterr().err
+
+
+def test_schedules():
+    def rate(step, progress, name):
+        return learning_rate_at(step, progress, 1.0, name, 10)
+
+    assert rate(0, 0, "cosine") == pytest.approx(0.1)
+    assert rate(9, 0, "cosine") == pytest.approx(1.0)
+    assert rate(99, 1.0, "cosine") == pytest.approx(0.01)
+    assert rate(39, 0.5, "noam") == pytest.approx(0.5)
+    assert rate(500, 0.9, "constant") == 1.0
+
+
+def test_average_follows_the_model():
+    model = torch.nn.Linear(2, 2)
+    average = AveragedModel(model, decay=0.9)
+    with torch.no_grad():
+        model.weight += 1.0
+    for step in range(200):
+        average.update(model, step)
+    torch.testing.assert_close(average.model.weight, model.weight, atol=1e-5, rtol=0)
+
+
+def test_config_is_checked():
+    with pytest.raises(ValueError, match="--ema"):
+        TrainConfig(ema=1.5)
+    with pytest.raises(ValueError, match="--scheduler"):
+        TrainConfig(scheduler="linear")
