@@ -21,7 +21,15 @@ from asr.audio import read_audio
 from asr.cli import guarded
 from asr.decoding import greedy_decode
 from asr.features import log_mel
-from asr.machine import command_line, commit, describe_machine, portable_path, usable_cores
+from asr.machine import (
+    busy_cores,
+    busy_note,
+    command_line,
+    commit,
+    describe_machine,
+    portable_path,
+    usable_cores,
+)
 from asr.manifest import Utterance, find_sources, read_source, write_atomically
 from asr.metrics import (
     bootstrap_interval,
@@ -189,9 +197,16 @@ def check_writable(path: str | Path) -> None:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another") from None
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes readable JSON, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: str | Path, result: dict[str, Any]) -> None:
+    """Writes JSON with a line for every key and every item of a table, whole or not at all."""
+    lines = []
+    for key, value in result.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            items = (json.dumps(item, ensure_ascii=False) for item in value)
+            text = "[\n  " + ",\n  ".join(items) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def report(result: dict[str, Any]) -> str:
@@ -267,6 +282,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    load = busy_cores()
     other = read_result(args.compare) if args.compare else None
     if args.output_file:
         check_writable(args.output_file)
@@ -276,6 +292,8 @@ def run(args: argparse.Namespace) -> int:
         args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed
     )
     print(report(measured))
+    if not args.no_speed and busy_note(load):
+        print(busy_note(load))
     rows = measured.pop("utterances")
     result = measured | {
         "model": portable_path(args.model_path),
@@ -285,7 +303,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "batch_size": args.batch_size,
         "definition": DEFINITION,
-        "machine": describe_machine(),
+        "machine": describe_machine() | {"load_before": load},
     }
     if other is not None:
         result["comparison"] = compare({"utterances": rows}, other, args.seed)

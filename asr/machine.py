@@ -37,6 +37,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def busy_cores() -> float:
+    """How many cores other work kept busy in the last minute; 0 where it is not known."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+
+
+def busy_note(load: float) -> str:
+    """A warning where other work disturbs a measurement of speed, else ''."""
+    if load <= 0.25 * usable_cores():
+        return ""
+    return (
+        f"note: the machine was busy before (load {load:.1f} on {usable_cores()} cores): "
+        "speeds are slower than those of an idle one"
+    )
+
+
 def usable_cores() -> int:
     """Processor cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,0 +1,157 @@
+"""Measures speed: scripts/benchmark.py train --preset base, or infer --model_path A.pt B.onnx
+
+train: seconds of audio trained per second, loading and augmentation included.
+infer: latency and real-time factor of models on one recording, in interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import soundfile
+
+from asr.benchmark import RATE, infer_speed, noise, synthetic_speech, train_speed
+from asr.cli import guarded
+from asr.config import PRESETS
+from asr.evaluation import check_writable, write_json
+from asr.machine import (
+    busy_cores,
+    busy_note,
+    command_line,
+    commit,
+    describe_machine,
+    portable_path,
+    usable_cores,
+)
+from asr.manifest import load_splits
+from asr.timing import DEFINITION
+from asr.training import TrainConfig
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be above 0")
+    return value
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="what", required=True)
+    train = commands.add_parser("train", help="seconds of audio trained per second")
+    add = train.add_argument
+    add("--data_dir", help="manifests or a LibriSpeech tree (default: synthetic WAV files)")
+    add("--preset", nargs="+", choices=PRESETS, default=["base"], help="(default: base)")
+    add("--precision", nargs="+", choices=("auto", "float32", "bf16"), default=["auto"])
+    add("--batch_size", nargs="+", type=positive, default=[16], help="(default: 16)")
+    add("--batch_seconds", type=float, default=240.0, help="as in train.py (default: 240)")
+    add("--num_workers", type=int, default=2, help="(default: 2)")
+    add("--threads", type=int, default=0, help="(default: PyTorch's choice)")
+    add("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--steps", type=positive, default=20, help="measured (default: 20)")
+    add("--warmup", type=positive, default=5, help="steps before them (default: 5)")
+    infer = commands.add_parser("infer", help="latency and RTF of models")
+    add = infer.add_argument
+    add("--model_path", nargs="+", required=True, help=".pt or .onnx; ratios are to the first")
+    add("--audio_path", help="a recording (default: 10 s of noise)")
+    add("--threads", nargs="+", type=positive, help="(default: 1 and all cores)")
+    add("--rounds", type=positive, default=20, help="measured (default: 20)")
+    for command in (train, infer):
+        command.add_argument("--output_file", help="JSON with the results")
+    args = parser.parse_args(argv)
+    args.command = command_line("scripts/benchmark.py", argv)
+    return args
+
+
+def train(args: argparse.Namespace) -> list[dict[str, Any]]:
+    configs = [
+        TrainConfig(
+            batch_size=size, batch_seconds=args.batch_seconds, precision=precision,
+            device=args.device, num_workers=args.num_workers, threads=args.threads,
+            compile=args.compile, tensorboard=False,
+        )
+        for precision in args.precision
+        for size in args.batch_size
+    ]  # fmt: skip
+    needed = max(args.batch_size) * (args.steps + args.warmup)
+    if args.data_dir:
+        utterances = load_splits(args.data_dir).train
+        return train_all(args, configs, [u for u in utterances if u.duration <= 35])
+    with synthetic_speech(min(needed, 512)) as utterances:
+        return train_all(args, configs, utterances)
+
+
+def train_all(args: argparse.Namespace, configs: Any, utterances: Any) -> list[dict[str, Any]]:
+    print("audio s/s: seconds of audio trained per second, median over steps, loading included;")
+    print("waiting: share of the time without data; loader: its seconds per second when alone")
+    print("preset  precision  batch  audio s/s  overall  waiting  loader  step")
+    rows = []
+    for preset in args.preset:
+        for config in configs:
+            row = train_speed(utterances, preset, config, args.steps, args.warmup)
+            rows.append(row)
+            print(
+                f"{preset:6}  {row['precision']:9}  {config.batch_size:5}  "
+                f"{row['audio_per_second']:9.1f}  {row['overall']:7.1f}  "
+                f"{row['loader_share']:7.1%}  {row['loader_alone']:6.0f}  "
+                f"{1e3 * row['step_seconds']:.0f} ms",
+                flush=True,
+            )
+    return rows
+
+
+def infer(args: argparse.Namespace) -> list[dict[str, Any]]:
+    threads = args.threads or sorted({1, usable_cores()})
+    with tempfile.TemporaryDirectory() as folder:
+        audio = args.audio_path or str(Path(folder) / "noise.wav")
+        if not args.audio_path:
+            soundfile.write(audio, noise(10.0, np.random.default_rng(0)), RATE)
+        rows = infer_speed(args.model_path, audio, threads, args.rounds)
+    print(DEFINITION)
+    print(f"median of {args.rounds} interleaved rounds; speed-up against the first model")
+    print("threads  latency  fastest     RTF  speed-up     MB  memory  model")
+    for row in rows:
+        print(
+            f"{row['threads']:7}  {1e3 * row['latency']:4.0f} ms  {1e3 * row['fastest']:4.0f} ms  "
+            f"{row['rtf']:.4f}  {row['speedup']:7.2f}x  {row['bytes'] / 1e6:5.1f}  "
+            f"{row['peak_rss'] / 1e6:3.0f} MB  {row['model']}"
+        )
+        row["model"] = portable_path(row["model"])
+    return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output_file:
+        check_writable(args.output_file)
+    load = busy_cores()
+    if busy_note(load):
+        print(busy_note(load))
+    result = {
+        "results": train(args) if args.what == "train" else infer(args),
+        "command": args.command,
+        "commit": commit(),
+        "machine": describe_machine() | {"load_before": load},
+    }
+    if args.output_file:
+        write_json(args.output_file, result)
+        print(f"written to {args.output_file}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

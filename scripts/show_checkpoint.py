@@ -1,0 +1,172 @@
+"""What a checkpoint holds: python scripts/show_checkpoint.py model.pt
+
+Config, data, history, the layers that compression put in, and bytes by component and storage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import textwrap
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from asr.checkpoint import load_checkpoint, read_checkpoint
+from asr.cli import guarded
+
+Rows = list[tuple[str, ...]]
+
+
+def storage(info: dict[str, Any]) -> str:
+    """How `compress.packing` stores a tensor, from its entry in the index."""
+    if "half" in info:
+        kind = "fp16"
+    elif "deflate" in info:
+        kind = "Huffman"
+    elif "base" in info:
+        kind = {2: "1-bit", 3: "ternary"}.get(info["base"], f"{math.log2(info['base']):.3g}-bit")
+    elif "bits" in info:
+        kind = f"{info['bits']}-bit"
+    else:
+        kind = str(info.get("dtype", "packed"))
+    return kind + " sparse" * ("survivors" in info)
+
+
+def tensors(state: dict[str, Any]) -> list[tuple[str, int, str]]:
+    """(name, bytes in the file, storage) of every tensor of a checkpoint's `model`."""
+    if isinstance(state.get("index"), list):
+        return [(info["name"], int(info["bytes"]), storage(info)) for info in state["index"]]
+    return [(name, x.nbytes, str(x.dtype).removeprefix("torch.")) for name, x in state.items()]
+
+
+def component(name: str) -> str:
+    """`blocks.3.ff1.up.weight` belongs to `blocks.*.ff1`, `head.bias` to `head`."""
+    inside = re.match(r"blocks\.\d+\.(\w+)", name)
+    return f"blocks.*.{inside[1]}" if inside else name.split(".")[0]
+
+
+def size_rows(state: dict[str, Any], weights: Counter[str]) -> Rows:
+    """Component, weights, bytes, share and kinds of storage; the last row sums up."""
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, n_bytes, kind in tensors(state):
+        sizes[component(name)][kind] += n_bytes
+    total = sum(sum(kinds.values()) for kinds in sizes.values())
+    rows: Rows = [("component", "weights", "bytes", "share", "stored as")]
+    for name in sorted(sizes, key=lambda n: -sum(sizes[n].values())):
+        own = sum(sizes[name].values())
+        kinds = [f"{kind} {n / max(own, 1):.0%}" for kind, n in sizes[name].most_common() if n]
+        share = f"{own / max(total, 1):.1%}"
+        rows.append((name, f"{weights[name]:,}", f"{own:,}", share, ", ".join(kinds)))
+    return [*rows, ("all", f"{sum(weights.values()):,}", f"{total:,}", "100.0%", "")]
+
+
+def layer_rows(layers: dict[str, dict[str, Any]]) -> Rows:
+    """Kind, number and options of the layers that differ from a fresh model's; ranges if mixed."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in layers.values():
+        groups[entry["layer"]].append(entry["args"])
+    rows: Rows = [("layer", "count", "options")]
+    for kind, args in sorted(groups.items()):
+        options = []
+        for key in sorted({key for one in args for key in one}):
+            values = sorted({str(one.get(key)) for one in args}, key=lambda v: (len(v), v))
+            options.append(f"{key} {values[0]}" + (f"..{values[-1]}" if len(values) > 1 else ""))
+        rows.append((kind, str(len(args)), ", ".join(options)))
+    return rows
+
+
+def table(rows: Rows) -> str:
+    """Columns of equal width; numbers to the right, the first and the last column to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors inside nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    inner = value.values() if isinstance(value, dict) else value
+    return sum(map(tensor_bytes, inner)) if isinstance(value, dict | list | tuple) else 0
+
+
+def listing(name: str, values: dict[str, Any]) -> str:
+    """A name and its `key value` pairs, wrapped; empty values are left out."""
+    pairs = (
+        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+        if value not in ([], "", {})
+    )
+    indent = " " * max(10, len(name))
+    return textwrap.fill(
+        ", ".join(pairs) or "-", 100, initial_indent=name.ljust(10), subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def describe(path: str) -> str:
+    """The whole printed text; CheckpointError for a file that is none."""
+    model = load_checkpoint(path).model  # checks that everything fits together
+    contents = read_checkpoint(path)
+    weights: Counter[str] = Counter()
+    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(x, torch.nn.Parameter) or name.endswith(("qweight", "indices")):
+            weights[component(name)] += x.numel()
+    size = Path(path).stat().st_size
+    rows = size_rows(contents["model"], weights)
+    state = tensor_bytes(contents.get("training"))
+    rest = size - state - int(rows[-1][2].replace(",", ""))
+    tokens = contents["tokens"]
+    kind = "characters" if contents["sentencepiece_model"] is None else "BPE pieces"
+    lines = [
+        f"{path}: {size:,} bytes, format {contents['version']}",
+        listing("model", contents["config"]["model"]),
+        listing("features", contents["config"]["features"]),
+        f"tokens    {len(tokens)} {kind}: {' '.join(tokens[:40])}{' ...' * (len(tokens) > 40)}",
+        listing("data", contents["data"]),
+        "history" + "   -" * (not contents["history"]),
+    ]
+    for number, entry in enumerate(contents["history"], 1):
+        more = {k: v for k, v in entry.items() if k not in ("step", "config")}
+        lines.append(listing(f"  {number}. {entry.get('step')}: ", more))
+        lines.append(listing("", entry.get("config", {})))
+    if contents["layers"]:
+        lines += ["layers put in by compression", table(layer_rows(contents["layers"]))]
+    lines += ["sizes", table(rows)]
+    lines.append(f"  beside the weights: {rest:,} bytes of config, tokens, index and zip headers")
+    if "training" in contents:
+        lines.append(f"  resume state: {state:,} bytes")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model_path", help="a checkpoint (.pt)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    print(describe(args.model_path))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
