@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from compress import core
-from compress.allocation import PER_TENSOR, allocate, file_bytes
+from compress.allocation import allocate, file_bytes, tensor_bytes
 from compress.calibration import Moments, input_moments, need
 
 DAMPING = 1e-3  # share of the mean variance added to each, where speech shows too little
 MULTIPLE = 8  # of chosen ranks
+MAP_ENTRY = 200  # bytes that a file spends on a layer being replaced
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,10 @@ def choose_ranks(
         out, inside = layer.weight.shape
         options.append([*ranks, most + 1])
         weights = [*(r * (out + inside) for r in ranks), out * inside]
-        extra = [*(2 * PER_TENSOR for _ in ranks), 0]  # a tensor more, and an entry of the map
-        sizes.append(4.0 * np.array(weights) + np.array(extra))
+        sizes.append(4.0 * np.array(weights) + [*(MAP_ENTRY for _ in ranks), 0])
         losses.append(np.array([*(rest[r - 1] / energy.sum() for r in ranks), 0.0]))
     whole = file_bytes(model)
-    fixed = whole - sum(layer.weight.nbytes for _, layer in chosen)
+    fixed = tensor_bytes(model) - sum(layer.weight.nbytes for _, layer in chosen)
     try:
         choice = allocate(sizes, losses, whole / config.size_ratio - fixed)
     except ValueError:

@@ -25,7 +25,8 @@ from asr.data import Batch, make_loader, plain_batches
 from asr.manifest import Utterance, load_splits
 from asr.model import ConformerCTC, Output, valid_mask
 from asr.train import usable
-from asr.training import TrainConfig, Trainer, autocast
+from asr.train_config import TrainConfig
+from asr.training import Trainer, autocast
 
 Update = Callable[[nn.Module, float], None]
 
@@ -73,15 +74,24 @@ def fine_tune(
             return fine_tune(checkpoint, teacher, options, Path(temporary), update)
     check_trainable(checkpoint.model)
     config = train_config(checkpoint, options)
-    train, dev = data(checkpoint, options, config)
+    splits = load_splits(data_path(checkpoint, options), seed=config.seed)
+    train, dev = (
+        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
+    )
     place = folder / f"fine_tuning_{len(checkpoint.history)}"
     state = resumable(place / "last.pt", checkpoint)
     place.mkdir(parents=True, exist_ok=True)
     start = replace(checkpoint, model=state.model) if state else checkpoint
-    tuner = FineTuner(start, config, train, dev, place, teacher, options.distill_weight, update)
-    if state:
-        tuner.resume(cast(dict[str, Any], state.training))
-    if not tuner.fit():
+    try:
+        tuner = FineTuner(start, config, train, dev, place, teacher, options.distill_weight, update)
+        if state:
+            tuner.resume(cast(dict[str, Any], state.training))
+        finished = tuner.fit()
+    except Exception:
+        if not (place / "last.pt").exists():
+            shutil.rmtree(place)
+        raise
+    if not finished:
         tuner.say(f"stopped; the same command goes on from {place / 'last.pt'}")
         raise KeyboardInterrupt
     return tuner.result()
@@ -116,10 +126,8 @@ def train_config(checkpoint: Checkpoint, options: Options) -> TrainConfig:
     )  # fmt: skip
 
 
-def data(
-    checkpoint: Checkpoint, options: Options, config: TrainConfig
-) -> tuple[list[Utterance], list[Utterance]]:
-    """What to train on and the dev data, split as in the checkpoint's training; or a ValueError."""
+def data_path(checkpoint: Checkpoint, options: Options) -> str:
+    """Where the data to train on is; a ValueError where nobody says or it is gone."""
     where = options.fine_tune_data or checkpoint.data.get("train", "")
     if not where:
         raise ValueError(
@@ -129,11 +137,7 @@ def data(
         raise ValueError(
             f"{where}: the data that the checkpoint was trained on is gone: give --fine_tune_data"
         )
-    splits = load_splits(where, seed=config.seed)
-    train, dev = (
-        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
-    )
-    return train, dev
+    return where
 
 
 def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import core, structured
-from compress.allocation import file_bytes
+from compress.allocation import file_bytes, tensor_bytes
 from compress.calibration import need
 
 TYPES = ("unstructured", "structured")
@@ -129,7 +129,7 @@ def unstructured_share(model: nn.Module, weights: list[Tensor], config: Config) 
     if not config.size_ratio:
         return config.sparsity
     whole, numbers = file_bytes(model), sum(w.numel() for w in weights)
-    least = whole - 4 * numbers + numbers / 8  # everything zero: the masks are left
+    least = tensor_bytes(model) - 4 * numbers + numbers / 8  # all zero: the masks are left
     share = 1 - (whole / config.size_ratio - least) / (4 * numbers)
     if share >= 1:
         raise ValueError(

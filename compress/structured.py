@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
 from compress import core
+from compress.allocation import tensor_bytes
 from compress.calibration import Moments, input_moments, utterances
 
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
@@ -244,12 +245,8 @@ def smaller_by(model: nn.Module, found: dict[Key, Group], kept: dict[Key, Tensor
             for number in range(len(groups(module))):
                 units = len(kept[name, number])
                 smaller = type(module)(**groups(smaller)[number].args(units))
-        saved += _bytes(module) - _bytes(smaller)
+        saved += tensor_bytes(module) - tensor_bytes(smaller)
     return saved
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(t.nbytes for t in module.state_dict().values())
 
 
 def prune(
