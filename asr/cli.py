@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ def describe(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+def add_flags(parser: argparse._ActionsContainer, config: type, skip: Container[str] = ()) -> None:
     """Adds one flag a field of a dataclass: type from the default, help from the metadata."""
     for f in fields(config):
+        if f.name in skip:
+            continue
         default: Any = f.default if f.default is not MISSING else None
         extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
         text = f.metadata.get("help", "")

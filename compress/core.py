@@ -1,6 +1,6 @@
-"""What every compression method shares: selecting layers, replacing them, recipes, the report.
+"""What every compression method shares: selecting layers, replacing them, recipes, the run.
 
-A method is one file of this folder, found by `compress.methods()`. It has
+A method is one file of this folder, found by `methods()`. It has
 
     @dataclass(frozen=True)
     class Config(Selection):    # one flag and recipe option a field; checks in __post_init__
@@ -45,12 +45,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import compress
 from asr.checkpoint import Checkpoint
 from asr.cli import read_structured
 from asr.data import Batch
 from asr.model import ConformerCTC
 from compress import finetuning, packing
+from compress.registry import method
 
 T = TypeVar("T")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -79,16 +79,6 @@ class Step:
     method: str
     config: Any  # the method's Config
     tuning: finetuning.Options = field(default_factory=finetuning.Options)
-
-
-@dataclass(frozen=True)
-class LayerSize:
-    """A module's own tensors: what it is, its numbers, its bytes in a file."""
-
-    kind: str
-    parameters: int
-    bytes: int
-    kept: str = ""  # why it is still in float
 
 
 def selected(name: str, include: str = "*", exclude: str = "") -> bool:
@@ -172,7 +162,7 @@ def round_rest(model: nn.Module) -> None:
 
 def make_step(name: str, options: dict[str, Any]) -> Step:
     """A checked step; a ValueError lists the methods or the options that are allowed."""
-    module = compress.method(name)
+    module = method(name)
     own = {f.name: f for f in fields(module.Config)}
     tuning = {f.name: f for f in fields(finetuning.Options)}
     allowed = own | tuning
@@ -222,11 +212,13 @@ def run(
     The result has no resume state and one history entry more a step. `folder` is where fine-tuning
     may keep what it needs to resume.
     """
-    tuned = any(step.tuning.fine_tune_epochs for step in steps)
+    tuned = [step.tuning for step in steps if step.tuning.fine_tune_epochs]
+    for tuning in tuned:
+        finetuning.data_path(checkpoint, tuning)  # fails now rather than after the work
     teacher = copy.deepcopy(checkpoint.model) if tuned else checkpoint.model
     checkpoint = replace_fields(checkpoint, training=None)
     for step in steps:
-        module = compress.method(step.method)
+        module = method(step.method)
         epochs = step.tuning.fine_tune_epochs
         change = getattr(module, "prepare", module.apply) if epochs else module.apply
         model = change(checkpoint.model, step.config, calibration)
@@ -240,20 +232,6 @@ def run(
                 model = module.freeze(model)
             checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
     return checkpoint
-
-
-def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
-    """Kind, numbers and bytes of every module that has tensors of its own."""
-    sizes = {}
-    for name, module in model.named_modules():
-        own = packing.own_state(module)
-        if own:
-            kind = f"{type(module).__name__}({module.extra_repr()})"
-            stored = packing.stored_bytes(own, getattr(module, "entropy_coding", False))
-            sizes[name] = LayerSize(
-                kind, parameter_count(module), stored, getattr(module, "kept", "")
-            )
-    return sizes
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -187,6 +187,8 @@ class Int8Linear(QuantLinear):
     scale and zero_point are (out, 1).
     """
 
+    one_at_a_time = True  # batch mates and padding change the scale of the activations
+
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         shape = x.shape
         x, x_scale, x_zero = dynamic_quantize(x.float().flatten(0, -2))
@@ -308,7 +310,6 @@ def _apply(
     for name, layer in core.progress(chosen):
         if config.precision == "fp16":
             core.round_own(layer)
-            core.keep(layer, "stored as fp16")
         elif isinstance(layer, nn.Conv1d | nn.Conv2d):
             core.replace(model, name, QuantConv.from_conv(layer))
         else:

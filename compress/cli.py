@@ -1,0 +1,157 @@
+"""The command compress.py: a checkpoint and a method in, a smaller checkpoint out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.cli import add_flags, guarded
+from asr.evaluation import compare, evaluate, read_test_data
+from asr.machine import command_line, commit, portable_path
+from asr.manifest import Utterance, write_atomically
+from compress import calibration, core, finetuning, report
+from compress.registry import methods
+
+CHECKPOINT, REPORT = "model.pt", "compression.json"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are ValueErrors, hence one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the options")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, with `steps`: one of the method's flags, or those of the recipe."""
+    available = methods()
+    parser = Parser(prog="compress.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--method", choices=available, help="what to do; several in order by --recipe")
+    add("--recipe", metavar="FILE", help="JSON or TOML: a list of steps, each a method and options")
+    add("--model_path", required=True, help="the checkpoint to compress")
+    add("--output_dir", help=f"folder for {CHECKPOINT} and {REPORT}")
+    add("--calibration_data", default="", help="speech for the options that look at activations")
+    add("--test_data", help="measure word error rate and latency before and after on this")
+    add("--dry_run", action="store_true", help="show what would happen, layer by layer")
+    shared: set[str] = set()
+    for name, module in {**available, "fine-tuning": finetuning}.items():
+        config = finetuning.Options if module is finetuning else module.Config
+        group = parser.add_argument_group(name, (module.__doc__ or "").splitlines()[0])
+        add_flags(group, config, skip=shared)
+        shared |= {f.name for f in fields(config)}
+    args = parser.parse_args(argv)
+    given = {name: value for name in shared if (value := getattr(args, name)) is not None}
+    if bool(args.method) == bool(args.recipe):
+        parser.error("give either --method or --recipe")
+    if not args.output_dir and not args.dry_run:
+        parser.error("--output_dir is needed")
+    if args.recipe:
+        if given:
+            parser.error(f"--{min(given)} goes into the recipe's steps")
+        args.steps = core.read_recipe(args.recipe)
+    else:
+        args.steps = [core.make_step(args.method, given)]
+    args.command = command_line("compress.py", argv)
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(args.model_path)
+    tests = read_test_data(args.test_data) if args.test_data else []
+    wanted = any(getattr(step.config, "needs_calibration", False) for step in args.steps)
+    speech = None
+    if args.calibration_data or wanted:
+        speech = calibration.load(checkpoint, args.calibration_data)
+    if args.dry_run:
+        steps = [replace_fields(step, tuning=finetuning.Options()) for step in args.steps]
+        _, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
+        print(report.layer_table(rows))
+        print(report.summary_table(rows, *sizes))
+        print("nothing was written")
+        return 0
+    folder = Path(args.output_dir)
+    check_output(folder, Path(args.model_path))
+    existed = folder.exists()
+    started = time.monotonic()
+    try:
+        result, rows, sizes = compress_checkpoint(checkpoint, args.steps, speech, folder)
+        save_checkpoint(folder / CHECKPOINT, result)
+        finetuning.forget(folder)
+    except BaseException:
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    seconds = time.monotonic() - started
+    contents = {
+        "command": args.command,
+        "commit": commit(),
+        "source": portable_path(args.model_path),
+        "history": result.history,
+        "seconds": round(seconds, 1),
+        **report.as_json(rows, *sizes),
+    }
+    print(report.summary_table(rows, *sizes))
+    if tests:
+        contents["evaluation"] = measure(Path(args.model_path), folder / CHECKPOINT, tests)
+    write_atomically(folder / REPORT, json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+    print(f"{folder / CHECKPOINT} written in {seconds:.0f} s")
+    return 0
+
+
+def compress_checkpoint(
+    checkpoint: Checkpoint, steps: Sequence[core.Step], speech: core.Calibration | None,
+    folder: Path | None,
+) -> tuple[Checkpoint, list[report.Row], tuple[int, int]]:  # fmt: skip
+    """The new checkpoint, its report, and the bytes of the files before and after."""
+    before = report.layer_sizes(checkpoint.model)
+    bytes_before = report.file_bytes(checkpoint)
+    result = core.run(checkpoint, steps, speech, folder)
+    rows = report.compare(before, result.model, steps)
+    return result, rows, (bytes_before, report.file_bytes(result))
+
+
+def check_output(folder: Path, source: Path) -> None:
+    """Refuses to overwrite what this program has not made, and the model that is read."""
+    target = folder / CHECKPOINT
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder; choose another --output_dir")
+    if not target.exists():
+        return
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: is the model to compress; choose another --output_dir")
+    if not (folder / REPORT).exists():
+        raise ValueError(
+            f"{target}: would be overwritten and was not made by compress.py; "
+            "choose another --output_dir"
+        )
+
+
+def measure(before: Path, after: Path, tests: Sequence[Utterance]) -> dict[str, Any]:
+    """Word error rate and latency of both files, printed and returned."""
+    results = [evaluate(path, tests) for path in (before, after)]
+    for label, result in zip(("before", "after"), results, strict=True):
+        print(
+            f"{label:6}  WER {result['wer']:.2%}  CER {result['cer']:.2%}  "
+            f"latency {1000 * result['latency_p50']:.0f} ms, one thread"
+        )
+    keys = ("wer", "cer", "latency_p50", "rtf", "peak_rss", "words")
+    short = [{key: result[key] for key in keys} for result in results]
+    paired = compare(results[1], results[0])
+    return {"before": short[0], "after": short[1], "paired": paired}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return guarded(lambda: run(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
