@@ -22,7 +22,7 @@ def straight_through(value: Tensor, of: Tensor) -> Tensor:
 
 
 def fake_dynamic_quantize(x: Tensor) -> Tensor:
-    """x as `quantization.dynamic_quantize` would represent it, differentiable."""
+    """x as `quantized.dynamic_quantize` would represent it, differentiable."""
     with torch.no_grad():
         low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
         scale = ((high - low) / 255).float()
