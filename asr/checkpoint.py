@@ -15,6 +15,7 @@ import importlib
 import os
 import pickle
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -100,9 +101,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 model.set_submodule(name, build_layer(entry["layer"], entry["args"]), strict=True)
         state = compress_module("packing").unpack_state(contents["model"])
         model.load_state_dict(state, strict=True, assign=True)
+        tokenizer = Tokenizer(contents["tokens"], contents["sentencepiece_model"])
+        if len(tokenizer) != model.config.vocab_size:
+            raise ValueError(
+                f"it has {len(tokenizer)} tokens, but {model.config.vocab_size} outputs"
+            )
         return Checkpoint(
             model=model.eval(),
-            tokenizer=Tokenizer(contents["tokens"], contents["sentencepiece_model"]),
+            tokenizer=tokenizer,
             features=config_from_dict(FeatureConfig, contents["config"]["features"]),
             data=contents["data"],
             history=contents["history"],
@@ -121,7 +127,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name the checkpoint in it, e.g. model.pt")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles, which the errors below tell of
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: not a checkpoint of this project, or unsafe to load (it would run code)"
@@ -130,12 +138,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: unreadable as a checkpoint: truncated or another kind of file ({error!s:.80})"
         ) from None
-    if not isinstance(contents, dict) or "version" not in contents or "model" not in contents:
+    version = contents.get("version") if isinstance(contents, dict) else None
+    if type(version) is not int or version < 1 or "model" not in contents:
         raise CheckpointError(f"{path}: a PyTorch file, but not a checkpoint of this project")
-    if contents["version"] > VERSION:
+    if version > VERSION:
         raise CheckpointError(
-            f"{path}: written by a newer version (format {contents['version']}, this program "
-            f"reads up to {VERSION}); update the program"
+            f"{path}: written by a newer version (format {version}, this program reads up to "
+            f"{VERSION}); update the program"
         )
     return cast(dict[str, Any], contents)
 
