@@ -1,4 +1,4 @@
-"""Trains a Conformer-CTC recogniser: python train.py --data_dir ./data/LibriSpeech --output_dir …"""
+"""Trains a Conformer-CTC recogniser: see `python train.py --help`."""
 
 import sys
 

@@ -21,7 +21,8 @@ from asr.manifest import Utterance
 from asr.model import ConformerCTC, count_parameters
 from asr.timing import TimedModel
 from asr.tokenizer import Tokenizer
-from asr.training import TrainConfig, Trainer
+from asr.train_config import TrainConfig
+from asr.training import Trainer
 
 RATE = 16000
 AHEAD = 4  # batches that a worker of asr.data.make_loader keeps ready

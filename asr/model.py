@@ -166,8 +166,8 @@ class RelPositionAttention(nn.Module):
 def shift_relative(x: Tensor) -> Tensor:
     """(B, H, T, 2T - 1) by distance -> (B, H, T, T) by key: entry (i, j) is distance i - j."""
     b, h, t, n = x.shape
-    if x.requires_grad and not torch.compiler.is_compiling():  # one strided view: its gradient is one copy, not four
-        x = x.contiguous()
+    if x.requires_grad and not torch.compiler.is_compiling():
+        x = x.contiguous()  # one strided view: its gradient is one copy, not four
         return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
     x = F.pad(x, (1, 0)).view(b, h, 2 * t, t)  # each row moves one further to the left
     return x[:, :, 1:].view(b, h, t, n)[..., :t]
@@ -205,9 +205,11 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, C), mask (B, T) true at valid frames."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
         if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)  # type: ignore[operator]
-            return x * scale + (self.bias - self.running_mean * scale)  # type: ignore[operator]
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return x * scale + (self.bias - self.running_mean * scale)
         x = x.float()
         weight = torch.ones_like(x[..., :1]) if mask is None else mask.unsqueeze(-1).float()
         count = weight.sum()
@@ -218,7 +220,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             unbiased = var * (count / (count - 1).clamp(min=1))
             good = torch.isfinite(mean + unbiased).all()  # a bad batch leaves no trace
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.copy_(torch.where(good, running.lerp(new, self.momentum), running))  # type: ignore
+                running.copy_(torch.where(good, running.lerp(new, self.momentum or 0.1), running))
         return centred * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
 
 

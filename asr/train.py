@@ -18,9 +18,10 @@ from asr.data import drop_impossible
 from asr.manifest import Utterance, load_splits
 from asr.model import ConformerCTC, count_parameters
 from asr.tokenizer import ENGLISH, Tokenizer
-from asr.training import TrainConfig, Trainer
+from asr.train_config import TrainConfig
+from asr.training import Trainer
 
-DIMENSIONS = {
+DIMENSIONS: dict[str, Any] = {
     "d_model": int, "n_layers": int, "n_heads": int, "ff_expansion": int, "conv_kernel_size": int,
     "subsampling": str, "subsampling_factor": int, "subsampling_channels": int, "dropout": float,
     "intermediate_layers": int_list, "self_conditioned": lambda text: text.lower() in ("1", "true"),
@@ -45,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--alphabet", help="characters beside the space; 'auto' takes those of the training texts "
         f"(default: {ENGLISH})",
     )  # fmt: skip
-    add_flags(parser.add_argument_group("training"), TrainConfig)  # type: ignore[arg-type]
+    add_flags(parser.add_argument_group("training"), TrainConfig)
     args = parser.parse_args(argv)
     args.file = {}
     if args.config:
@@ -165,8 +166,13 @@ def usable(
 
 
 def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
-    """Resuming with other settings would not be the same run."""
-    free = {"num_workers", "log_every", "save_every", "tensorboard", "device", "patience"}
+    """Resuming with other settings would not be the same run.
+
+    Another device or number of threads is: it only adds in another order.
+    """
+    free = {
+        "num_workers", "log_every", "save_every", "tensorboard", "device", "patience", "threads",
+    }  # fmt: skip
     now = vars(config)
     other = [f"--{k} {saved[k]}" for k in now if k not in free and saved.get(k) != now[k]]
     if other:

@@ -32,7 +32,7 @@ from asr.machine import (
 )
 from asr.manifest import load_splits
 from asr.timing import DEFINITION
-from asr.training import TrainConfig
+from asr.train_config import TrainConfig
 
 
 def positive(text: str) -> int:

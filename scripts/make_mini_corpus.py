@@ -28,6 +28,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -113,9 +114,9 @@ def make_sentences(seed: int) -> dict[str, list[str]]:
     rng.shuffle(phrases)
     # A fifth of dev and test is hand-written phrases, and some of the templates are theirs alone.
     parts = {"dev": phrases[:24], "test": phrases[24:60], "train": phrases[60:]}
-    held = [t for t, n in TEMPLATES.items() if n == 1]
-    rng.shuffle(held)
-    held = {"dev": held[:3], "test": held[3:9]}
+    rare_templates = [t for t, n in TEMPLATES.items() if n == 1]
+    rng.shuffle(rare_templates)
+    held = {"dev": rare_templates[:3], "test": rare_templates[3:9]}
     common = {t: n for t, n in TEMPLATES.items() if t not in held["dev"] + held["test"]}
     used: set[str] = set(phrases)
     for split in ("dev", "test", "train"):
@@ -140,7 +141,7 @@ def make_sentences(seed: int) -> dict[str, list[str]]:
     return {s: [re.sub(r"\b(s?he) need\b", r"\1 will need", x) for x in parts[s]] for s in SIZES}
 
 
-def make_plan(seed: int) -> list[dict]:
+def make_plan(seed: int) -> list[dict[str, Any]]:
     """Give each sentence its voice or voices, speed and peak level: one entry per utterance."""
     rng = random.Random(seed + 1)
     train = VOICES["train"]
@@ -152,7 +153,7 @@ def make_plan(seed: int) -> list[dict]:
             blends.add(f"{first}:0.{share},{second}:0.{10 - share}")
     speakers = dict(VOICES, train=train + sorted(blends))
     sentences = make_sentences(seed)
-    plan: list[dict] = []
+    plan: list[dict[str, Any]] = []
 
     def add(split: str, texts: list[str]) -> None:
         """Deal the voices out like cards, so that each speaks about as much as the others."""
@@ -272,7 +273,7 @@ def trim(samples: np.ndarray) -> np.ndarray:
     return padded[loud[0] * frame : (loud[-1] + 1) * frame + 2 * pad]
 
 
-def synthesise(job: tuple[list[dict], dict[str, dict[str, str]], Path, Path]) -> None:
+def synthesise(job: tuple[list[dict[str, Any]], dict[str, dict[str, str]], Path, Path]) -> None:
     """Speak one share of the plan into 16 kHz WAV files; those already there are kept."""
     plan, phonemes, voices, work = job
     model = Kokoro(voices)
@@ -291,7 +292,7 @@ def synthesise(job: tuple[list[dict], dict[str, dict[str, str]], Path, Path]) ->
             print(f"{done}/{len(plan)}", flush=True)
 
 
-def outliers(plan: list[dict], work: Path) -> set[str]:
+def outliers(plan: list[dict[str, Any]], work: Path) -> set[str]:
     """Listen by machine: return the paths whose length or level is out of the ordinary."""
     bad = set()
     lengths, phones = [], []
@@ -316,7 +317,7 @@ def outliers(plan: list[dict], work: Path) -> set[str]:
     return bad
 
 
-def encode(plan: list[dict], work: Path, out: Path, level: float) -> None:
+def encode(plan: list[dict[str, Any]], work: Path, out: Path, level: float) -> None:
     """Write the missing Opus files and the manifests; check that each file reads back whole."""
     lines: dict[str, list[str]] = {split: [] for split in SIZES}
     for stale in {p.relative_to(out) for p in out.rglob("*.opus")} - {

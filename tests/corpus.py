@@ -1,4 +1,4 @@
-"""A corpus that takes no time: every letter is a tone, so that a tiny model can learn to read it."""
+"""A corpus that takes no time: every letter is a tone, and a tiny model learns to read it."""
 
 from __future__ import annotations
 

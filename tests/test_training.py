@@ -16,13 +16,15 @@ import torch
 from asr.checkpoint import load_checkpoint
 from asr.optim import AveragedModel, learning_rate_at
 from asr.train import main
-from asr.training import TrainConfig, Trainer
+from asr.train_config import TrainConfig
+from asr.training import Trainer
 from tests.corpus import write_corpus
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--d_model", "16", "--n_layers", "2", "--n_heads", "2", "--conv_kernel_size", "7",
-         "--subsampling_channels", "4", "--alphabet", "abc", "--num_workers", "0",
-         "--batch_size", "4", "--warmup_steps", "5", "--no-tensorboard", "--threads", "1"]  # fmt: skip
+SMALL = (
+    "--d_model 16 --n_layers 2 --n_heads 2 --conv_kernel_size 7 --subsampling_channels 4 "
+    "--alphabet abc --num_workers 0 --batch_size 4 --warmup_steps 5 --no-tensorboard --threads 1"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +45,9 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_learns_a_toy_language(corpus, tmp_path, capsys):
-    code = main(
-        flags(
-            corpus,
-            tmp_path,
-            "--epochs",
-            "25",
-            "--learning_rate",
-            "0.01",
-            "--dropout",
-            "0",
-            "--speed",
-            "0",
-            "--time_masks",
-            "0",
-            "--freq_masks",
-            "0",
-            "--warp",
-            "0",
-            "--precision",
-            "float32",
-        )  # fmt: skip
-    )
+    plain = "--dropout 0 --speed 0 --time_masks 0 --freq_masks 0 --warp 0 --precision float32"
+    more = ["--epochs", "25", "--learning_rate", "0.01", *plain.split()]
+    code = main(flags(corpus, tmp_path, *more))
     assert code == 0
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     dev = [entry["dev_cer"] for entry in log if "dev_cer" in entry]
@@ -183,9 +166,8 @@ def test_fine_tuning_starts_from_the_given_weights(corpus, tmp_path):
     for name, value in old.items():
         if "running" not in name:
             torch.testing.assert_close(new[name], value, atol=1e-6, rtol=0)
-    assert [h["step"] for h in load_checkpoint(tmp_path / "second/model.pt").history] == [
-        "train"
-    ] * 2
+    history = load_checkpoint(tmp_path / "second" / "model.pt").history
+    assert [entry["step"] for entry in history] == ["train", "train"]
 
 
 def test_bpe_and_config_file(corpus, tmp_path):
