@@ -1,0 +1,235 @@
+"""Fine-tuning: zeros stay, it resumes to the bit, it learns from the teacher, it needs data."""
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.config import ModelConfig
+from asr.model import ConformerCTC
+from asr.tokenizer import Tokenizer
+from compress import calibration, core, finetuning, pruning, structured
+from compress.finetuning import Options
+from tests.corpus import write_corpus
+
+TRAINED = {
+    "epochs": 3, "batch_size": 4, "learning_rate": 0.004, "num_workers": 0, "warmup_steps": 5,
+    "specaugment_start": 0.5, "precision": "float32", "seed": 3, "no_longer_known": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def checkpoint(corpus):
+    torch.manual_seed(0)
+    model = ConformerCTC(
+        ModelConfig(
+            vocab_size=5, d_model=16, n_layers=2, n_heads=2, conv_kernel_size=7,
+            subsampling_channels=8, dropout=0.0,
+        )
+    ).eval()  # fmt: skip
+    history = [{"step": "train", "config": TRAINED, "epoch": 3, "dev_wer": 0.5}]
+    return Checkpoint(
+        model, Tokenizer.characters("abc"), data={"train": str(corpus)}, history=history
+    )
+
+
+def steps(method="pruning", **options):
+    return [core.make_step(method, {"fine_tune_epochs": 2, **options})]
+
+
+def zeros(model):
+    weights = finetuning.matrices(model)
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
+def test_zeros_stay_and_the_rest_moves(checkpoint, schedule):
+    before = copy.deepcopy(checkpoint.model)
+    result = core.run(checkpoint, steps(sparsity=0.5, schedule=schedule))
+    weights = pruning.prunable(result.model, pruning.Config())
+    share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert share == pytest.approx(0.5, abs=0.002)
+    old, new = before.blocks[0].ff1.up.weight, result.model.blocks[0].ff1.up.weight
+    assert not torch.equal(old[new != 0], new[new != 0])
+    assert not result.model.training
+    assert all(p.requires_grad for p in result.model.parameters())
+
+
+def test_zeros_of_an_earlier_step_stay(checkpoint):
+    pruned = core.run(checkpoint, [core.make_step("pruning", {"sparsity": 0.4})])
+    zero = {n: m.weight == 0 for n, m in pruned.model.named_modules() if type(m) is nn.Linear}
+    result = core.run(pruned, steps("quantization", precision="int4"))
+    for name, mask in zero.items():
+        assert (result.model.get_submodule(name).qweight[mask] == 0).all()
+    assert [entry["step"] for entry in result.history] == ["train", "pruning", "quantization"]
+    assert result.history[-1]["config"]["fine_tune_epochs"] == 2
+
+
+def test_the_settings_are_those_of_training(checkpoint):
+    config = finetuning.train_config(checkpoint, Options(fine_tune_epochs=7))
+    assert (config.epochs, config.batch_size, config.seed) == (7, 4, 3)
+    assert config.learning_rate == 0.001
+    assert (config.specaugment_start, config.sorted_epochs, config.patience) == (0.0, 0, 0)
+    options = Options(fine_tune_epochs=1, fine_tune_learning_rate=0.01)
+    assert finetuning.train_config(checkpoint, options).learning_rate == 0.01
+    checkpoint.history = []
+    assert finetuning.train_config(checkpoint, options).batch_size == 16
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
+def test_a_stopped_run_goes_on_to_the_same_bits(checkpoint, tmp_path, schedule, monkeypatch):
+    whole = core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "a")
+    update, calls = pruning.update, []
+
+    def stopping(config, model, fraction):
+        calls.append(fraction)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(config, model, fraction)
+
+    monkeypatch.setattr(pruning, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "b")
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match="interrupted run with other options"):
+        core.run(copy.deepcopy(checkpoint), steps(sparsity=0.1), None, tmp_path / "b")
+    resumed = core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "b")
+    assert same(resumed.model, whole.model)
+    finetuning.forget(tmp_path / "b")
+    assert not list((tmp_path / "b").iterdir())
+
+
+def test_a_finished_step_is_not_repeated(checkpoint, tmp_path, monkeypatch):
+    """A recipe killed in its second fine-tuning takes the first one's result."""
+    recipe = steps(sparsity=0.2) + steps(sparsity=0.4)
+    first = core.run(copy.deepcopy(checkpoint), recipe, None, tmp_path)
+    monkeypatch.setattr(finetuning.FineTuner, "train_step", None)
+    again = core.run(copy.deepcopy(checkpoint), recipe, None, tmp_path)
+    assert same(first.model, again.model)
+
+
+def test_structured_pruning_resumes_with_its_shapes(checkpoint, tmp_path, monkeypatch):
+    options = {"pruning_type": "structured", "sparsity": 0.5}
+    whole = core.run(copy.deepcopy(checkpoint), steps(**options), None, tmp_path)
+    monkeypatch.setattr(
+        structured, "norm_importance",
+        lambda model, found: {k: torch.arange(g.units).float() for k, g in found.items()},
+    )  # fmt: skip
+    again = core.run(copy.deepcopy(checkpoint), steps(**options), None, tmp_path)
+    assert same(whole.model, again.model)
+
+
+def test_distillation_brings_the_model_to_its_teacher(checkpoint):
+    """Nothing but the teacher counts: a perturbed copy comes closer to it."""
+    teacher = copy.deepcopy(checkpoint.model)
+    with torch.no_grad():
+        for p in checkpoint.model.parameters():
+            p += 0.1 * torch.randn_like(p)
+    batch = calibration.load(checkpoint, batch_size=100).batches[0]
+
+    @torch.no_grad()
+    def distance(model):
+        a, b = (m(batch.features, batch.feature_lengths) for m in (model, teacher))
+        return float(finetuning.divergence(a.log_probs, b.log_probs, a.lengths))
+
+    before = distance(checkpoint.model)
+    options = Options(fine_tune_epochs=6, fine_tune_learning_rate=0.004, distill_weight=1.0)
+    tuned = finetuning.fine_tune(checkpoint, teacher, options, None)
+    assert distance(tuned) < 0.5 * before
+
+
+def test_divergence_is_that_of_the_definition():
+    a, b = (torch.log_softmax(torch.randn(2, 5, 7), dim=2) for _ in range(2))
+    expected = nn.functional.kl_div(a[0], b[0], log_target=True, reduction="sum")
+    expected += nn.functional.kl_div(a[1, :3], b[1, :3], log_target=True, reduction="sum")
+    torch.testing.assert_close(finetuning.divergence(a, b, torch.tensor([5, 3])), expected)
+    assert float(finetuning.divergence(a, a, torch.tensor([5, 5]))) == 0
+
+
+def test_statistics_of_batch_norm_are_taken_anew(checkpoint, corpus):
+    """Against the mean and variance of what enters the norm."""
+    model = checkpoint.model
+    speech = calibration.load(checkpoint, batch_size=100)
+    norm = model.blocks[0].conv.batch_norm
+    seen = []
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args))
+    finetuning.refresh_batch_norm(model, speech.batches)
+    hook.remove()
+    x, mask = seen[0]
+    inside = x[mask]
+    torch.testing.assert_close(norm.running_mean, inside.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, inside.var(0), atol=1e-5, rtol=1e-4)
+    assert norm.momentum == 0.1
+    assert not model.training
+
+
+def test_data_is_needed_before_any_work(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "prepare", None)
+    checkpoint.data = {"train": str(tmp_path / "gone")}
+    with pytest.raises(ValueError, match=r"gone: the data .* is gone: give --fine_tune_data"):
+        core.run(checkpoint, steps(), None, tmp_path / "out")
+    checkpoint.data = {}
+    with pytest.raises(ValueError, match=r"names none: give --fine_tune_data"):
+        core.run(checkpoint, steps(), None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_can_be_named(checkpoint, corpus):
+    checkpoint.data = {}
+    core.run(checkpoint, steps(fine_tune_data=str(corpus), fine_tune_epochs=1))
+
+
+def test_integer_layers_are_not_fine_tuned(checkpoint):
+    packed = core.run(checkpoint, [core.make_step("quantization", {"include": "blocks.0.*"})])
+    with pytest.raises(ValueError, match=r"integer layers \(blocks.0.ff1.up\)"):
+        core.run(packed, steps(include="blocks.1.*"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"fine_tune_epochs": -1}, {"distill_weight": 1.5}, {"fine_tune_learning_rate": -1.0}],
+)
+def test_options_out_of_range(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Options(**options)
+
+
+def test_a_broken_run_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("no such audio")
+
+    monkeypatch.setattr(finetuning.FineTuner, "train_step", broken)
+    with pytest.raises(OSError, match="no such audio"):
+        core.run(checkpoint, steps(), None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_method_can_be_fine_tuned(checkpoint, tmp_path):
+    for number, (method, options) in enumerate(
+        [
+            ("factorization", {"rank": 3}),
+            ("pruning", {"pruning_type": "structured"}),
+            ("clustering", {"num_clusters": 4}),
+            ("quantization", {"precision": "ternary"}),
+        ]
+    ):
+        result = core.run(copy.deepcopy(checkpoint), steps(method, fine_tune_epochs=1, **options))
+        path = tmp_path / f"{number}.pt"
+        save_checkpoint(path, result)
+        again = load_checkpoint(path).model
+        x = torch.randn(1, 80, 80)
+        assert torch.equal(again(x).log_probs, result.model(x).log_probs)
