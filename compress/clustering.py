@@ -60,6 +60,7 @@ class _Clustered(nn.Module):
     def __init__(self, shape: list[int], args: dict[str, Any]) -> None:
         super().__init__()
         self.args = args
+        self.packed: packing.PackedIntegers | None = None  # in an ONNX graph
         self.entropy_coding: bool = args["entropy_coding"]
         self.rows = -(-shape[0] // args["codebooks"])
         self.codebook = nn.Parameter(torch.zeros(args["codebooks"], args["num_clusters"]))
@@ -89,7 +90,7 @@ class _Clustered(nn.Module):
 
     def integers(self) -> Tensor:
         """The indices (out, ...)."""
-        return self.indices
+        return self.indices if self.packed is None else self.packed()
 
     def onnx_layer(self) -> nn.Module:
         """The same layer, its indices packed where a byte holds several, unpacked in the graph."""
@@ -97,7 +98,7 @@ class _Clustered(nn.Module):
         layer = copy.deepcopy(self).eval()
         if packing.digits_per_byte(clusters) > 1:
             del layer.indices
-            layer.integers = packing.PackedIntegers(self.indices, 0, clusters)  # type: ignore[method-assign]
+            layer.packed = packing.PackedIntegers(self.indices, 0, clusters)
         return layer
 
     def describe(self) -> str:

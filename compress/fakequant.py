@@ -91,14 +91,13 @@ class FakeQuantLinear(nn.Module):
         scale = self.scale * slowdown + (self.scale * (1 - slowdown)).detach()
         scale = straight_through(rounding.storable(self.scale.detach()), scale)
         columns = rounding.to_columns(scale, self.group_size, self.weight.shape[1])
-        zero: Tensor | float = 0.0
+        zero = torch.zeros_like(columns)
         if self.zero_point is not None:
             zero = rounding.to_columns(
                 self.zero_point.float(), self.group_size, self.weight.shape[1]
             )
-        x = self.weight / columns
-        q = (straight_through(x.round(), x) + zero).clamp(self.low, self.high)
-        return (q - zero) * columns
+        x = (self.weight / columns).clamp(self.low - zero, self.high - zero)
+        return straight_through(x.round(), x) * columns
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if self.precision == "int8":

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ITERATIONS = 300
-TOLERANCE = 1e-6  # of the range of the values: stop when no centroid moves further
-BINS = 2048
+ITERATIONS = 500
+TOLERANCE = 1e-4  # of the mean distance of centroids: stop when none moves further
 
 
 def kmeans(values: Tensor, k: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -42,31 +41,37 @@ def _lloyd(values: Tensor, weight: Tensor, k: int) -> Tensor:
     distinct: Tensor = torch.unique_consecutive(values)
     if len(distinct) <= k:
         return distinct.to(torch.float64)
-    x, h = values.double(), weight[order].double().clamp(min=1e-30)
-    start = x.new_zeros(1)
-    mass, moment = (torch.cat((start, t.cumsum(0))) for t in (h, h * x))
+    x, h = values.double() - values.mean(), weight[order].double().clamp(min=1e-30)
+    sums = [torch.cat((x.new_zeros(1), t.cumsum(0))) for t in (h, h * x, h * x * x)]
     centroids = _first_centroids(x, h, k)
+    tolerance = TOLERANCE * (x[-1] - x[0]) / k
     for _ in range(ITERATIONS):
         middles = (centroids[1:] + centroids[:-1]) / 2
         bounds = torch.searchsorted(x, middles)
         ends = torch.cat((bounds.new_zeros(1), bounds, bounds.new_full((1,), len(x))))
-        in_cluster = mass[ends].diff()
-        mean = moment[ends].diff() / in_cluster
-        new = torch.where(ends.diff() > 0, mean, centroids)
+        mass, moment, square = (t[ends].diff() for t in sums)
+        empty = ends.diff() == 0
+        new = torch.where(empty, centroids, moment / mass)
+        if empty.any():  # halve the clusters of largest error instead
+            error = (square - new * moment).masked_fill(empty, 0)
+            worst = error.topk(int(empty.sum())).indices
+            new[empty] = (new[worst] + x[ends[worst]]) / 2
+            new = new.sort().values
         moved = (new - centroids).abs().max()
         centroids = new
-        if moved <= TOLERANCE * (x[-1] - x[0]):
+        if moved <= tolerance:
             break
-    return centroids
+    return centroids + values.mean()
 
 
 def _first_centroids(x: Tensor, h: Tensor, k: int) -> Tensor:
-    """k ascending points, as dense as the cube root of the density of the sorted values."""
-    edges = torch.linspace(float(x[0]), float(x[-1]), BINS + 1, dtype=x.dtype)
-    bins = torch.bucketize(x, edges[1:-1])
-    density = torch.zeros(BINS, dtype=x.dtype).index_add_(0, bins, h)
-    share = torch.cat((x.new_zeros(1), density.pow(1 / 3).cumsum(0)))
+    """k ascending points, as dense as the cube root of the density of the sorted values.
+
+    Between neighbours at distance d the density is about h / d, so their share is h^1/3 d^2/3.
+    """
+    share = ((h[1:] + h[:-1]) / 2).pow(1 / 3) * x.diff().pow(2 / 3)
+    share = torch.cat((x.new_zeros(1), share.cumsum(0)))
     wanted = (torch.arange(k, dtype=x.dtype) + 0.5) / k * share[-1]
-    right = torch.searchsorted(share, wanted).clamp(1, BINS)
+    right = torch.searchsorted(share, wanted).clamp(1, len(x) - 1)
     part = (wanted - share[right - 1]) / (share[right] - share[right - 1])
-    return edges[right - 1] + part * (edges[right] - edges[right - 1])
+    return x[right - 1] + part * (x[right] - x[right - 1])

@@ -146,7 +146,7 @@ def _asymmetric_scale(
 
 def output_error(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
     """Mean squared error of the layer's output: trace of D G D', D the difference (out, in)."""
-    difference = weight - approximation
+    difference = (weight - approximation).detach()
     return float(((difference @ gram) * difference).sum())
 
 
