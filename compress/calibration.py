@@ -32,7 +32,9 @@ class Moments(NamedTuple):
         return self.gram - torch.outer(self.mean, self.mean)
 
 
-def load(checkpoint: Checkpoint, path: str = "", batch_size: int = 8) -> Calibration:
+def load(
+    checkpoint: Checkpoint, path: str = "", batch_size: int = 8, most: int = UTTERANCES
+) -> Calibration:
     """A fixed random part of the speech at `path`, or of what the checkpoint was trained on.
 
     Splits named test* are never read. Raises ValueError where there is nothing else.
@@ -53,7 +55,7 @@ def load(checkpoint: Checkpoint, path: str = "", batch_size: int = 8) -> Calibra
         raise ValueError(
             f"{where}: no utterance that calibration can use (with text, not too long)"
         )
-    order = np.random.default_rng(0).permutation(len(utterances))[:UTTERANCES]
+    order = np.random.default_rng(0).permutation(len(utterances))[:most]
     chosen: list[Utterance] = []
     for i in order:
         if sum(u.duration for u in chosen) + utterances[i].duration <= SECONDS:
@@ -62,8 +64,11 @@ def load(checkpoint: Checkpoint, path: str = "", batch_size: int = 8) -> Calibra
     return Calibration([dataset[key] for key in plain_batches(chosen, batch_size)], where)
 
 
-def speech(where: str) -> list[Utterance]:
-    """The utterances at `where` that are not in a split named test*: those of train* if any."""
+def speech(where: str, prefer: str = "train") -> list[Utterance]:
+    """The utterances at `where` that are in no split named test*: those of `prefer`* if any.
+
+    Where nothing is named dev*, that is what training holds out.
+    """
     sources = find_sources(where)
     allowed = {name: p for name, p in sources.items() if not name.lower().startswith("test")}
     if not allowed:
@@ -72,7 +77,8 @@ def speech(where: str) -> list[Utterance]:
             "name training or dev data"
         )
     if any(name.lower().startswith("train") for name in allowed):
-        return load_splits(where).train
+        splits = load_splits(where)
+        return splits.train if prefer == "train" else splits.dev
     return [utterance for p in allowed.values() for utterance in read_source(p)]
 
 

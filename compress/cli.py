@@ -17,7 +17,7 @@ from asr.cli import add_flags, guarded
 from asr.evaluation import compare, evaluate, read_test_data
 from asr.machine import command_line, commit, portable_path
 from asr.manifest import Utterance, write_atomically
-from compress import calibration, core, finetuning, report
+from compress import calibration, core, finetuning, report, sensitivity
 from compress.registry import methods
 
 CHECKPOINT, REPORT = "model.pt", "compression.json"
@@ -41,6 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output_dir", help=f"folder for {CHECKPOINT} and {REPORT}")
     add("--calibration_data", default="", help="speech for the options that look at activations")
     add("--test_data", help="measure word error rate and latency before and after on this")
+    add("--target_size_mb", type=float, default=0.0, help="mix settings for a file of this size")
+    add("--max_wer_increase", type=float, help="mix settings for this relative rise of the dev WER")
+    add("--sensitivity", default="", metavar="FILE", help="scan of scripts/sensitivity.py for this")
     add("--dry_run", action="store_true", help="show what would happen, layer by layer")
     shared: set[str] = set()
     for name, module in {**available, "fine-tuning": finetuning}.items():
@@ -50,13 +53,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         shared |= {f.name for f in fields(config)}
     args = parser.parse_args(argv)
     given = {name: value for name in shared if (value := getattr(args, name)) is not None}
-    if bool(args.method) == bool(args.recipe):
-        parser.error("give either --method or --recipe")
+    mix = (args.target_size_mb, args.max_wer_increase) != (0.0, None)
+    if bool(args.method) + bool(args.recipe) + mix != 1:
+        parser.error("give either --method, --recipe, --target_size_mb or --max_wer_increase")
+    if args.target_size_mb < 0 or (args.max_wer_increase or 0) < 0:
+        parser.error("--target_size_mb must be above 0, --max_wer_increase not below 0")
+    if args.target_size_mb and args.max_wer_increase is not None:
+        parser.error("give either --target_size_mb or --max_wer_increase")
+    if args.sensitivity and not mix:
+        parser.error("--sensitivity goes with --target_size_mb or --max_wer_increase")
     if not args.output_dir and not args.dry_run:
         parser.error("--output_dir is needed")
-    if args.recipe:
-        if given:
-            parser.error(f"--{min(given)} goes into the recipe's steps")
+    if given and not args.method:
+        parser.error(f"--{min(given)} goes with --method or into the recipe's steps")
+    if mix:
+        args.steps = []
+    elif args.recipe:
         args.steps = core.read_recipe(args.recipe)
     else:
         args.steps = [core.make_step(args.method, given)]
@@ -65,12 +77,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    folder = Path(args.output_dir or "")
+    if not args.dry_run:
+        check_output(folder, Path(args.model_path))
     checkpoint = load_checkpoint(args.model_path)
     tests = read_test_data(args.test_data) if args.test_data else []
     wanted = any(getattr(step.config, "needs_calibration", False) for step in args.steps)
+    scanning = not args.steps and not args.sensitivity
     speech = None
-    if args.calibration_data or wanted:
-        speech = calibration.load(checkpoint, args.calibration_data)
+    if args.calibration_data or wanted or scanning:
+        speech = calibration.load(checkpoint, args.calibration_data, most=16 if scanning else 96)
+    if not args.steps:
+        args.steps = sensitivity.choose_steps(
+            checkpoint, args.sensitivity, speech, 1e6 * args.target_size_mb, args.max_wer_increase
+        )
     if args.dry_run:
         steps = [replace_fields(step, tuning=finetuning.Options()) for step in args.steps]
         _, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
@@ -78,8 +98,6 @@ def run(args: argparse.Namespace) -> int:
         print(report.summary_table(rows, *sizes))
         print("nothing was written")
         return 0
-    folder = Path(args.output_dir)
-    check_output(folder, Path(args.model_path))
     existed = folder.exists()
     started = time.monotonic()
     try:

@@ -1,0 +1,206 @@
+"""The scan and what is chosen from it."""
+
+import copy
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.config import ModelConfig
+from asr.model import ConformerCTC
+from asr.tokenizer import Tokenizer
+from compress import calibration, cli, core, sensitivity
+from compress.report import file_bytes
+from tests.corpus import write_corpus
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "sensitivity.py"
+INT4, TERNARY = sensitivity.SETTINGS[1:]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus):
+    torch.manual_seed(0)
+    model = ConformerCTC(
+        ModelConfig(
+            vocab_size=5, d_model=32, n_layers=2, n_heads=2, conv_kernel_size=7,
+            subsampling_channels=8,
+        )
+    ).eval()  # fmt: skip
+    return Checkpoint(model, Tokenizer.characters("abc"), data={"train": str(corpus)})
+
+
+@pytest.fixture(scope="module")
+def speech(checkpoint):
+    return calibration.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint, speech):
+    return sensitivity.scan(checkpoint, sensitivity.SETTINGS, speech)
+
+
+def test_every_layer_is_measured_and_the_model_left_alone(checkpoint, found, speech):
+    names = [n for n, m in checkpoint.model.named_modules() if type(m) in sensitivity.KINDS]
+    assert [row["name"] for row in found["layers"]] == names
+    row = next(r for r in found["layers"] if r["name"] == "blocks.0.ff1.up")
+    int8, int4, ternary = (row["settings"][text] for text in sensitivity.SETTINGS)
+    assert row["bytes"] == 4 * (32 * 128 + 128)
+    assert row["bytes"] > int8["bytes"] > int4["bytes"] > ternary["bytes"]
+    assert 0 < int8["distance"] < int4["distance"] < ternary["distance"]
+    assert int8["wer"] is None
+    json.dumps(found)
+
+
+def test_the_distance_is_that_of_the_layer_alone(checkpoint, found, speech):
+    changed = core.run(
+        copy.deepcopy(checkpoint),
+        [core.make_step("quantization", {"precision": "ternary", "ends": "same",
+                                         "include": "blocks.1.conv.up"})],
+    )  # fmt: skip
+    expected = 0.0
+    frames = 0
+    with torch.no_grad():
+        for batch in speech.batches:
+            a = checkpoint.model(batch.features, batch.feature_lengths)
+            b = changed.model(batch.features, batch.feature_lengths)
+            for i, n in enumerate(a.lengths.tolist()):
+                p, q = a.log_probs[i, :n], b.log_probs[i, :n]
+                expected += float(nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
+                frames += n
+    row = next(r for r in found["layers"] if r["name"] == "blocks.1.conv.up")
+    assert row["settings"][TERNARY]["distance"] == pytest.approx(expected / frames, rel=1e-3)
+
+
+def test_modules_are_scanned_together(checkpoint, speech, corpus):
+    dev = calibration.speech(str(corpus), "dev")
+    found = sensitivity.scan(checkpoint, [INT4], speech, dev, by="module")
+    names = [row["name"] for row in found["layers"]]
+    assert names[:4] == ["subsampling", "blocks.0.ff1", "blocks.0.attn", "blocks.0.conv"]
+    assert found["layers"][1]["layers"] == ["blocks.0.ff1.up", "blocks.0.ff1.down"]
+    assert found["wer"] >= 0
+    assert all(row["settings"][INT4]["wer"] >= 0 for row in found["layers"])
+
+
+def test_settings_that_do_not_shrink_a_layer_are_left_out(checkpoint, speech):
+    found = sensitivity.scan(checkpoint, ["factorization:rank=20"], speech)
+    with_it = {row["name"] for row in found["layers"] if row["settings"]}
+    assert "blocks.0.ff1.up" in with_it
+    assert "blocks.0.attn.query" not in with_it
+    with pytest.raises(ValueError, match="none of the settings makes a layer smaller"):
+        sensitivity.scan(checkpoint, ["factorization:rank=500"], speech)
+
+
+@pytest.mark.parametrize("target", [30_000, 45_000, 80_000])
+def test_the_mix_fits_and_uses_what_it_may(checkpoint, found, target):
+    def size(steps):
+        return file_bytes(core.run(copy.deepcopy(checkpoint), steps))
+
+    steps = sensitivity.fit_file(found, target, size)
+    assert 0.85 * target < size(steps) <= target
+    layers = [name for step in steps for name in step.config.include.split(",")]
+    assert len(layers) == len(set(layers))
+
+
+def test_the_mix_spares_the_layers_that_cost_most(found):
+    found = copy.deepcopy(found)
+    row = next(r for r in found["layers"] if r["name"] == "blocks.0.ff1.up")
+    for option in row["settings"].values():
+        option["distance"] = 100.0
+    steps = sensitivity.fit_size(found, 0.3 * found["bytes"])
+    assert not any("blocks.0.ff1.up" in step.config.include.split(",") for step in steps)
+
+
+def test_out_of_reach(found):
+    with pytest.raises(ValueError, match=r"0.00 MB is out of reach of .*ternary.*come to 0.0"):
+        sensitivity.fit_size(found, 1000)
+
+
+def test_the_smallest_mix_within_an_error_rate(found):
+    """An error rate that rises with what has been saved: bisection finds where it is too high."""
+
+    def saved(steps):
+        rows = {row["name"]: row for row in found["layers"]}
+        texts = {text.split("=")[1].split(",")[0]: text for text in sensitivity.SETTINGS}
+        total = 0
+        for step in steps:
+            text = texts[step.config.precision]
+            for name in step.config.include.split(","):
+                total += rows[name]["bytes"] - rows[name]["settings"][text]["bytes"]
+        return total / found["bytes"]
+
+    steps = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1 * (1 + 0.08 * saved(steps)))
+    assert 0.5 < saved(steps) <= 0.625
+    everything = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1)
+    assert saved(everything) > 0.85
+    with pytest.raises(ValueError, match=r"no mix of .* within 5.0%"):
+        sensitivity.fit_wer(found, 0.05, lambda steps: 0.2 if steps else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("melting", "unknown method"),
+        ("quantization:precision", "not option=value"),
+        ("quantization:bits=4", "unknown option 'bits'"),
+        ("pruning:fine_tune_epochs=2", "does not fine-tune"),
+        ("pruning:include=head", "chooses the layers"),
+    ],
+)
+def test_settings_that_cannot_be_scanned(text, message):
+    with pytest.raises(ValueError, match=message):
+        sensitivity.parse_setting(text)
+
+
+def test_script_and_compress_together(checkpoint, tmp_path, corpus, capsys):
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    main = runpy.run_path(str(SCRIPT))["main"]
+    model = ["--model_path", str(tmp_path / "model.pt")]
+    arguments = ["--output_dir", str(tmp_path / "scan"), "--by", "module", "--settings", INT4]
+    assert main([*model, *arguments, "--dev_data", str(corpus)]) == 0
+    scan = tmp_path / "scan" / "sensitivity.json"
+    assert json.loads(scan.read_text())["command"].startswith("python scripts/sensitivity.py")
+    assert (tmp_path / "scan" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+
+    mix = ["--sensitivity", str(scan), "--output_dir", str(tmp_path / "out")]
+    assert cli.main([*model, *mix, "--target_size_mb", "0.06"]) == 0
+    written = tmp_path / "out" / "model.pt"
+    assert written.stat().st_size <= 60_000
+    kinds = {type(m).__name__ for m in load_checkpoint(written).model.modules()}
+    assert {"QuantLinear", "Linear"} <= kinds
+    assert cli.main([*model, *mix, "--max_wer_increase", "0.5"]) == 0
+
+    capsys.readouterr()
+    other = Checkpoint(copy.deepcopy(checkpoint.model), checkpoint.tokenizer)
+    other.model.set_submodule("head", nn.Linear(32, 5, bias=False))
+    save_checkpoint(tmp_path / "other.pt", other)
+    mix = ["--sensitivity", str(scan), "--output_dir", str(tmp_path / "none")]
+    for arguments in (
+        ["--model_path", str(tmp_path / "other.pt"), *mix, "--target_size_mb", "0.06"],
+        [*model, *mix, "--target_size_mb", "0.001"],
+        [*model, *mix],
+        [*model, *mix, "--target_size_mb", "1", "--max_wer_increase", "0.1"],
+    ):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_test_data_is_never_looked_at(checkpoint, tmp_path, corpus, capsys):
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    test = tmp_path / "test.json"
+    test.write_text((corpus / "dev.json").read_text())
+    main = runpy.run_path(str(SCRIPT))["main"]
+    model = ["--model_path", str(tmp_path / "model.pt"), "--output_dir", str(tmp_path / "out")]
+    assert main([*model, "--calibration_data", str(test)]) == 2
+    assert "only test data (test)" in capsys.readouterr().err
+    assert main([*model, "--dev_data", str(test)]) == 2
+    assert not (tmp_path / "out").exists()
