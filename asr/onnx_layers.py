@@ -40,6 +40,85 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class Int8Conv2d(nn.Module):
+    """A convolution over (B, C, T, F) in integers: its input quantised once, unfolded, multiplied.
+
+    `qweight` (N, C, kh, kw) int8, `scale` (N,) float32 of each output channel, `bias` (N,) or None;
+    one group, no dilation. onnxruntime's own ConvInteger is slower than a float convolution.
+    """
+
+    one_at_a_time = True
+    qweight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        qweight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = qweight.shape[2:], stride, padding
+        rows = qweight.permute(2, 3, 1, 0).flatten(0, 2)
+        self.register_buffer("qweight", rows.contiguous())  # (kh * kw * C, N) int8
+        self.register_buffer("scale", scale.float().reshape(-1))
+        self.register_buffer("bias", None if bias is None else bias.float())
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T, F) -> (B, N, T', F')
+        q, x_scale, zero_point = dynamic_quantize(x)
+        patches = self.unfold(q.permute(0, 2, 3, 1), zero_point)
+        y = matmul_integer(patches, self.qweight, zero_point) * (x_scale * self.scale)
+        y = y if self.bias is None else y + self.bias
+        return y.permute(0, 3, 1, 2)
+
+    def unfold(self, q: Tensor, zero_point: Tensor) -> Tensor:
+        """q (B, T, F, C) uint8 -> (B, T', F', kh * kw * C) uint8; the border is the zero point."""
+        (p, r), kernel, stride = self.padding, self.kernel, self.stride
+        b, t, f, c = q.shape
+        q = pad_uint8(q, [0, p, r, 0, 0, p, r, 0], zero_point)
+        size = [
+            (n - k) // s + 1 for n, k, s in zip((t + 2 * p, f + 2 * r), kernel, stride, strict=True)
+        ]
+        shifted = [
+            strided_slice(q, (i, j), (kernel[0] - 1 - i, kernel[1] - 1 - j), stride, [b, *size, c])
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ]
+        return torch.cat(shifted, dim=3)
+
+
+def pad_uint8(q: Tensor, pads: list[int], value: Tensor) -> Tensor:
+    """q (B, T, F, C) with `pads` before each axis, then after each, all of a scalar `value`."""
+    if not torch.onnx.is_in_onnx_export():
+        _, top, left, _, _, bottom, right, _ = pads
+        return F.pad(q, (0, 0, left, right, top, bottom), value=int(value))
+    shape = [
+        n + before + after for n, before, after in zip(q.shape, pads[:4], pads[4:], strict=True)
+    ]
+    return onnx_ops.symbolic(
+        "Pad", (q, torch.tensor(pads), value), dtype=torch.uint8, shape=shape, version=19
+    )
+
+
+def strided_slice(
+    q: Tensor,
+    start: tuple[int, int],
+    before_end: tuple[int, int],
+    step: tuple[int, int],
+    shape: list[int],
+) -> Tensor:
+    """q (B, T, F, C) from `start` to `before_end` from the end in T and F, every `step`-th."""
+    if not torch.onnx.is_in_onnx_export():
+        stop = [n - m for n, m in zip(q.shape[1:3], before_end, strict=True)]
+        return q[:, start[0] : stop[0] : step[0], start[1] : stop[1] : step[1]]
+    ends = [-m if m else torch.iinfo(torch.int64).max for m in before_end]
+    where = [torch.tensor(list(v)) for v in (start, ends, (1, 2), step)]
+    return onnx_ops.symbolic("Slice", (q, *where), dtype=torch.uint8, shape=shape, version=13)
+
+
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x as uint8, with its scale and zero point (scalars): ONNX's DynamicQuantizeLinear."""
     if torch.onnx.is_in_onnx_export():
