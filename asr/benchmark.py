@@ -14,6 +14,7 @@ import numpy.typing as npt
 import soundfile
 import torch
 
+from asr.audio import audio_duration
 from asr.checkpoint import Checkpoint
 from asr.config import preset
 from asr.data import make_loader
@@ -126,7 +127,7 @@ def infer_speed(
     disturbance of the machine falls on all of them. `speedup` is the median of the first model with
     the same threads over this one's.
     """
-    seconds = soundfile.info(str(audio_path)).duration
+    seconds = audio_duration(audio_path)
     cases = [(path, n) for n in threads for path in model_paths]
     with ExitStack() as stack:
         models = [stack.enter_context(TimedModel(path, n, [audio_path])) for path, n in cases]

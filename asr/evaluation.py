@@ -57,7 +57,6 @@ def evaluate(
     """
     if not utterances:
         raise ValueError("no utterances to evaluate on")
-    threads = threads or usable_cores()
     recognizer = load(model_path, threads)
     texts = transcribe_all(recognizer, utterances, batch_size)
     result = score(utterances, texts, seed)
@@ -66,7 +65,9 @@ def evaluate(
         sample = spread(utterances, TIMED)
         audio = [u.audio_filepath for u in sample]
         durations = [u.duration for u in sample]
-        speed = [measure(model_path, n, audio, durations) for n in sorted({1, threads})]
+        speed = [
+            measure(model_path, n, audio, durations) for n in sorted({1, threads or usable_cores()})
+        ]
         result |= {key: value for key, value in speed[0].items() if key != "threads"}
         result |= {"speed": speed, "speed_utterances": len(sample)}
     return result

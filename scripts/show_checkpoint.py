@@ -6,7 +6,6 @@ Config, data, history, the layers that compression put in, and bytes by componen
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
 import textwrap
@@ -17,10 +16,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import nn
 
 from asr.checkpoint import load_checkpoint, read_checkpoint
 from asr.cli import guarded
+from compress import packing
 
+GEOMETRY = {
+    "in_features", "out_features", "bias", "in_channels", "out_channels", "kernel_size", "stride",
+    "padding", "dilation", "groups",
+}  # fmt: skip
 Rows = list[tuple[str, ...]]
 
 
@@ -31,7 +36,8 @@ def storage(info: dict[str, Any]) -> str:
     elif "deflate" in info:
         kind = "Huffman"
     elif "base" in info:
-        kind = {2: "1-bit", 3: "ternary"}.get(info["base"], f"{math.log2(info['base']):.3g}-bit")
+        bits = 8 / packing.digits_per_byte(info["base"])
+        kind = "ternary" if info["base"] == 3 else f"{bits:.2g}-bit"
     elif "bits" in info:
         kind = f"{info['bits']}-bit"
     else:
@@ -39,11 +45,17 @@ def storage(info: dict[str, Any]) -> str:
     return kind + " sparse" * ("survivors" in info)
 
 
-def tensors(state: dict[str, Any]) -> list[tuple[str, int, str]]:
-    """(name, bytes in the file, storage) of every tensor of a checkpoint's `model`."""
-    if isinstance(state.get("index"), list):
-        return [(info["name"], int(info["bytes"]), storage(info)) for info in state["index"]]
-    return [(name, x.nbytes, str(x.dtype).removeprefix("torch.")) for name, x in state.items()]
+def tensors(model: nn.Module, packed: bool) -> list[tuple[str, int, str]]:
+    """(name, bytes in the file, storage) of every tensor of a checkpoint's model."""
+    rows = []
+    for prefix, module in model.named_modules():
+        for key, tensor in packing.own_state(module).items():
+            size, kind = tensor.nbytes, str(tensor.dtype).removeprefix("torch.")
+            if packed:
+                info, data = packing.encode(tensor, getattr(module, "entropy_coding", False))
+                size, kind = data.nbytes, storage(info)
+            rows.append((f"{prefix}.{key}" if prefix else key, size, kind))
+    return rows
 
 
 def component(name: str) -> str:
@@ -52,18 +64,23 @@ def component(name: str) -> str:
     return f"blocks.*.{inside[1]}" if inside else name.split(".")[0]
 
 
-def size_rows(state: dict[str, Any], weights: Counter[str]) -> Rows:
+def size_rows(model: nn.Module, packed: bool) -> Rows:
     """Component, weights, bytes, share and kinds of storage; the last row sums up."""
+    weights: Counter[str] = Counter()
+    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(x, nn.Parameter) or name.endswith(("qweight", "indices")):
+            weights[component(name)] += x.numel()
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for name, n_bytes, kind in tensors(state):
+    for name, n_bytes, kind in tensors(model, packed):
         sizes[component(name)][kind] += n_bytes
     total = sum(sum(kinds.values()) for kinds in sizes.values())
     rows: Rows = [("component", "weights", "bytes", "share", "stored as")]
     for name in sorted(sizes, key=lambda n: -sum(sizes[n].values())):
         own = sum(sizes[name].values())
-        kinds = [f"{kind} {n / max(own, 1):.0%}" for kind, n in sizes[name].most_common() if n]
-        share = f"{own / max(total, 1):.1%}"
-        rows.append((name, f"{weights[name]:,}", f"{own:,}", share, ", ".join(kinds)))
+        shares = [(kind, n / max(own, 1)) for kind, n in sizes[name].most_common()]
+        kinds = [f"{kind} {share:.0%}" for kind, share in shares if share >= 0.005]
+        part = f"{own / max(total, 1):.1%}"
+        rows.append((name, f"{weights[name]:,}", f"{own:,}", part, ", ".join(kinds)))
     return [*rows, ("all", f"{sum(weights.values()):,}", f"{total:,}", "100.0%", "")]
 
 
@@ -75,10 +92,10 @@ def layer_rows(layers: dict[str, dict[str, Any]]) -> Rows:
     rows: Rows = [("layer", "count", "options")]
     for kind, args in sorted(groups.items()):
         options = []
-        for key in sorted({key for one in args for key in one}):
+        for key in sorted({key for one in args for key in one} - GEOMETRY):
             values = sorted({str(one.get(key)) for one in args}, key=lambda v: (len(v), v))
             options.append(f"{key} {values[0]}" + (f"..{values[-1]}" if len(values) > 1 else ""))
-        rows.append((kind, str(len(args)), ", ".join(options)))
+        rows.append((kind, str(len(args)), ", ".join(options) or "-"))
     return rows
 
 
@@ -121,12 +138,8 @@ def describe(path: str) -> str:
     """The whole printed text; CheckpointError for a file that is none."""
     model = load_checkpoint(path).model  # checks that everything fits together
     contents = read_checkpoint(path)
-    weights: Counter[str] = Counter()
-    for name, x in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(x, torch.nn.Parameter) or name.endswith(("qweight", "indices")):
-            weights[component(name)] += x.numel()
     size = Path(path).stat().st_size
-    rows = size_rows(contents["model"], weights)
+    rows = size_rows(model, packed=contents["model"].keys() == {"index", "bytes"})
     state = tensor_bytes(contents.get("training"))
     rest = size - state - int(rows[-1][2].replace(",", ""))
     tokens = contents["tokens"]
@@ -141,7 +154,8 @@ def describe(path: str) -> str:
     ]
     for number, entry in enumerate(contents["history"], 1):
         more = {k: v for k, v in entry.items() if k not in ("step", "config")}
-        lines.append(listing(f"  {number}. {entry.get('step')}: ", more))
+        title = f"  {number}. {entry.get('step')}"
+        lines.append(listing(f"{title}: ", more) if more else title)
         lines.append(listing("", entry.get("config", {})))
     if contents["layers"]:
         lines += ["layers put in by compression", table(layer_rows(contents["layers"]))]

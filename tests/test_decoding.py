@@ -117,8 +117,8 @@ def test_intermediate_outputs_share_the_loss():
     last, first, second = (random_log_probs(rng, 2, 10, 5) for _ in range(3))
     targets = [[1, 2], [3]]
     batch = make_batch([40, 33], targets)
-    output = Output(*map(torch.from_numpy, (last, np.array([10, 9]))), [  # type: ignore[arg-type]
-        torch.from_numpy(first), torch.from_numpy(second)])  # fmt: skip
+    last_one, *others = map(torch.from_numpy, (last, first, second))
+    output = Output(last_one, torch.tensor([10, 9]), others)
 
     def one(x: np.ndarray) -> float:
         return reference_loss(x[0], targets[0]) + reference_loss(x[1, :9], targets[1])
