@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,6 +134,7 @@ def make_loader(
     dataset: BatchDataset, keys: Sequence[Key], num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """Yields the batches named by `keys`, in that order whatever the number of workers."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # workers mostly wait on disks
     return DataLoader(
         dataset,
         batch_size=None,
