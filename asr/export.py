@@ -12,28 +12,24 @@ import copy
 import json
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir
 import torch
-from onnx_ir.passes import common as passes
-from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asr import __version__
 from asr.checkpoint import Checkpoint
 from asr.config import config_to_dict
 from asr.decoding import greedy_decode
+from asr.manifest import write_atomically
 from asr.model import ConformerCTC, ConvModule
-from asr.onnx_layers import Int8Linear, NBitsLinear
+from asr.onnx_graph import build_graph, stored_bytes
+from asr.onnx_layers import Int8Conv2d, Int8Linear, NBitsLinear
 from asr.recognizer import METADATA_KEY, METADATA_VERSION, OnnxBackend, Recognizer, count_weights
 
-OPSET = 20
-EXAMPLE = (2, 201)  # B, T of the traced example: a dynamic axis may not be 1 there
 SHAPES = ((2, 201), (1, 1000), (3, 77), (1, 1))  # B, T of the parity check
 FLOAT_TOLERANCE = 1e-3  # of log-probabilities; float models reach 1e-5
 INTEGER_TOLERANCE = 0.1  # mean; roundings of activations may fall to either side
@@ -68,9 +64,7 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     """
     path = Path(path)
     model = prepare(checkpoint.model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = trace(model)
+    program = build_graph(model)
     program.metadata_props.clear()
     program.metadata_props.update(metadata(checkpoint, model))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +80,7 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     finally:
         temporary.unlink(missing_ok=True)
     tokens = "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokenizer.tokens))
-    path.with_name("tokens.txt").write_text(tokens, encoding="utf-8")
+    write_atomically(path.with_name("tokens.txt"), tokens)
     return rows
 
 
@@ -123,60 +117,6 @@ class _NoNorm(nn.Module):
         return x
 
 
-class _Traced(nn.Module):
-    """The model with NeMo's inputs and its one output."""
-
-    def __init__(self, model: ConformerCTC) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, audio_signal: Tensor, length: Tensor) -> Tensor:
-        log_probs: Tensor = self.model(audio_signal.transpose(1, 2), length).log_probs
-        return log_probs
-
-
-def trace(model: ConformerCTC) -> onnx_ir.Model:
-    """The prepared model as an ONNX graph with free batch and time."""
-    batch, frames = EXAMPLE
-    example = (torch.randn(batch, model.config.n_mels, frames), torch.tensor([frames, frames // 2]))
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels leave strides that do not decompose
-        program = torch.onnx.export(
-            _Traced(model).eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["audio_signal", "length"],
-            output_names=["logprobs"],
-            dynamic_shapes={
-                "audio_signal": {0: torch.export.Dim("batch"), 2: torch.export.Dim.DYNAMIC},
-                "length": {0: torch.export.Dim("batch")},
-            },
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    graph: onnx_ir.Model = program.model
-    return tidy(graph)
-
-
-def tidy(graph: onnx_ir.Model) -> onnx_ir.Model:
-    """Folds what shapes and types decide, merges equal nodes, and drops names of source files."""
-    passes.InlinePass()(graph)
-    fold_constants(graph)
-    for clean in (
-        passes.RemoveUnusedNodesPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.IdentityEliminationPass(),
-        passes.LiftConstantsToInitializersPass(),
-        passes.DeduplicateInitializersPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.ClearMetadataAndDocStringPass(),
-    ):
-        clean(graph)
-    return graph
-
-
 def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
     """What NeMo clients read, and under one key of our own what `asr.recognizer` reads."""
     ours = {
@@ -200,12 +140,14 @@ def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
 
 def has_integers(model: nn.Module) -> bool:
     """Whether activations are quantised, so that the file is only close to the model."""
-    return any(isinstance(module, Int8Linear | NBitsLinear) for module in model.modules())
+    return any(
+        isinstance(module, Int8Linear | Int8Conv2d | NBitsLinear) for module in model.modules()
+    )
 
 
 def check_size(path: Path, model: ConformerCTC) -> None:
     """The file holds every weight once, in its own type: a folded or copied weight shows here."""
-    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    weights = stored_bytes(model)
     size, blocks = path.stat().st_size, len(model.blocks)
     allowed = weights + 65536 * (blocks + 4)  # the graph needs about 20 kB a block
     if size > allowed:
