@@ -15,7 +15,14 @@ from asr.augment import (
     warp_frequency,
 )
 from asr.config import FeatureConfig
-from asr.data import BatchDataset, drop_impossible, epoch_batches, make_loader, utterance_rng
+from asr.data import (
+    BatchDataset,
+    drop_impossible,
+    epoch_batches,
+    make_loader,
+    padded_frames,
+    utterance_rng,
+)
 from asr.manifest import Utterance, load_splits
 from asr.tokenizer import Tokenizer
 from tests.corpus import tone_waveform, write_corpus
@@ -46,6 +53,12 @@ def test_batches_differ_by_epoch_and_repeat_by_seed(durations):
     assert make(1) != make(1, seed=1)
 
 
+def test_batches_come_in_few_shapes(durations):
+    lengths = {padded_frames(n) for n in range(1, 3500)}
+    assert len(lengths) < 50
+    assert all(n <= padded_frames(n) <= max(64, 1.1 * n + 16) for n in range(1, 3500))
+
+
 def test_sorted_epoch_goes_from_short_to_long(durations):
     batches = epoch_batches(durations, 0, 8, 60, sort=True)
     longest = [max(durations[i] for i in batch) for batch in batches]
@@ -73,7 +86,7 @@ def test_loader_gives_the_same_batches_with_and_without_workers(tmp_path):
         assert torch.equal(a.features, b.features)
         assert torch.equal(a.targets, b.targets)
         assert a.indices == b.indices == key[2]
-        assert a.features.shape == (len(key[2]), int(a.feature_lengths.max()), 80)
+        assert a.features.shape == (len(key[2]), padded_frames(int(a.feature_lengths.max())), 80)
         assert a.targets.shape == (len(key[2]), int(a.target_lengths.max()))
 
 
