@@ -1,13 +1,12 @@
 """Quantisation-aware training: a Linear that computes with the weights it would be stored with.
 
 Rounding passes gradients straight through (Bengio et al. 2013, arXiv 1308.3432); scales are learned
-as in LSQ (Esser et al. 2020, arXiv 1902.08153). `quantization.freeze` turns the layer into the
-stored one with the same weights.
+as in LSQ (Esser et al. 2020, arXiv 1902.08153), but as factors of those they began with, which
+suits the steps of Adam. `quantization.freeze` turns the layer into the stored one with the same
+weights.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +23,23 @@ def straight_through(value: Tensor, of: Tensor) -> Tensor:
 def fake_dynamic_quantize(x: Tensor) -> Tensor:
     """x as `quantized.dynamic_quantize` would represent it, differentiable."""
     with torch.no_grad():
-        low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
-        scale = ((high - low) / 255).float()
+        exact = x.float()
+        low, high = exact.amin().clamp(max=0), exact.amax().clamp(min=0)
+        scale = (high - low) / 255
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         zero = (-low / scale).clamp(0, 255).round()
-        value = (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
+        value = (((exact / scale).round() + zero).clamp(0, 255) - zero) * scale
     return straight_through(value.to(x.dtype), x)
 
 
 class FakeQuantLinear(nn.Module):
     """y = x @ Q(weight).T + bias, Q rounding to the precision's integers by learned scales.
 
-    weight (out, in) and scale (out, groups) are trained; int8 quantises x as at run time.
+    weight (out, in) and gain (out * groups,) are trained, scale (out, groups) times gain is the
+    scale; int8 quantises x as at run time.
     """
 
+    scale: Tensor
     zero_point: Tensor | None
     bias: nn.Parameter | None
 
@@ -54,7 +56,8 @@ class FakeQuantLinear(nn.Module):
         self.low, self.high = rounding.limits(precision, asymmetric)
         groups = -(-in_features // group_size)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.scale = nn.Parameter(torch.empty(out_features, groups))
+        self.gain = nn.Parameter(torch.empty(out_features * groups))
+        self.register_buffer("scale", torch.empty(out_features, groups))
         zero_point = torch.empty(out_features, groups, dtype=torch.int8) if asymmetric else None
         self.register_buffer("zero_point", zero_point)
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
@@ -69,8 +72,8 @@ class FakeQuantLinear(nn.Module):
             linear.bias is not None, values.zero_point is not None,
         )  # fmt: skip
         layer.weight = nn.Parameter(linear.weight.detach().clone())
-        layer.scale = nn.Parameter(values.scale.clone())
-        layer.zero_point = values.zero_point
+        layer.gain = nn.Parameter(torch.ones_like(values.scale).flatten())
+        layer.scale, layer.zero_point = values.scale, values.zero_point
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())
         return layer
@@ -78,18 +81,16 @@ class FakeQuantLinear(nn.Module):
     def quantized(self) -> rounding.Quantized:
         """What would be stored now."""
         with torch.no_grad():
-            scale = rounding.storable(self.scale)
+            scale = rounding.storable(self.scale * self.gain.view_as(self.scale))
             q = rounding.to_integers(
                 self.weight, scale, self.zero_point, self.group_size, self.low, self.high
             )
         return rounding.Quantized(q.to(torch.int8), scale, self.zero_point)
 
     def quantized_weight(self) -> Tensor:
-        """The weight (out, in) as stored, differentiable in `weight` and `scale`."""
-        per_scale = self.weight.numel() / self.scale.numel()
-        slowdown = 1 / math.sqrt(per_scale * self.high)  # LSQ's gradient scale
-        scale = self.scale * slowdown + (self.scale * (1 - slowdown)).detach()
-        scale = straight_through(rounding.storable(self.scale.detach()), scale)
+        """The weight (out, in) as stored, differentiable in `weight` and `gain`."""
+        scale = self.scale * self.gain.view_as(self.scale)
+        scale = straight_through(rounding.storable(scale.detach()), scale)
         columns = rounding.to_columns(scale, self.group_size, self.weight.shape[1])
         zero = torch.zeros_like(columns)
         if self.zero_point is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1)}
 SHRINK = torch.linspace(0.65, 1.1, 10).tolist()  # clipping tried by the search, 1 = none
+LARGEST = 4096  # inputs of a layer whose Gram matrix is inverted
 DAMPING = 0.01  # share of the mean diagonal added to a Gram matrix before it is inverted
 
 
@@ -155,10 +156,13 @@ def compensated(
 ) -> Quantized:
     """`grouped` for the inputs of Gram matrix (in, in), each column's error passed on to the next.
 
-    GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the scales fixed beforehand.
+    GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the scales fixed beforehand. Layers of more
+    than `LARGEST` inputs are rounded as `grouped` does.
     """
     diagonal = gram.diagonal()
     fixed = grouped(weight, precision, group_size, asymmetric, diagonal + DAMPING * diagonal.mean())
+    if len(gram) > LARGEST:
+        return fixed
     damped = gram.double() + torch.eye(len(gram)) * (DAMPING * diagonal.mean() + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
