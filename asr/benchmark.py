@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from asr.audio import audio_duration
 from asr.checkpoint import Checkpoint
 from asr.config import preset
-from asr.data import make_loader
+from asr.data import Key, make_loader
 from asr.manifest import Utterance
 from asr.model import ConformerCTC, count_parameters
 from asr.timing import TimedModel
@@ -30,13 +31,13 @@ AHEAD = 4  # batches that a worker of asr.data.make_loader keeps ready
 
 
 @contextmanager
-def synthetic_speech(count: int, seed: int = 0) -> Iterator[list[Utterance]]:
-    """`count` WAV files of noise, 2 to 16 s, with random texts of 14 letters a second."""
+def synthetic_speech(files: int, seed: int = 0) -> Iterator[list[Utterance]]:
+    """`files` WAV files of noise of 2 to 16 s, with random texts of 14 letters a second."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlu "))
     with tempfile.TemporaryDirectory() as folder:
         utterances = []
-        for number, seconds in enumerate(rng.uniform(2, 16, count).round(2).tolist()):
+        for number, seconds in enumerate(rng.uniform(2, 16, files).round(2).tolist()):
             path = Path(folder) / f"{number}.wav"
             soundfile.write(path, noise(seconds, rng), RATE, subtype="PCM_16")
             text = " ".join("".join(rng.choice(letters, int(14 * seconds))).split())
@@ -69,8 +70,7 @@ def train_speed(
     cuda = trainer.device.type == "cuda"
     # more batches than are trained, so that the workers are busy until the last step
     needed = (warmup + steps) * config.accumulate + AHEAD * config.num_workers + 1
-    epochs = range(config.sorted_epochs, config.sorted_epochs + needed)
-    keys = [key for epoch in epochs for key in _enough(trainer, epoch, needed)][:needed]
+    keys = list(islice(endless_keys(trainer), needed))
     batches = trainer.groups(iter(make_loader(trainer.train_set, keys, config.num_workers, cuda)))
     rows: list[tuple[float, float, float]] = []  # seconds of audio, waiting, in all
     for number in range(warmup + steps):
@@ -101,12 +101,13 @@ def train_speed(
     }
 
 
-def _enough(trainer: Trainer, epoch: int, needed: int) -> list[Any]:
-    """An epoch's batches with SpecAugment on."""
-    return [(e, True, indices) for e, _, indices in trainer.epoch_keys(epoch)[:needed]]
+def endless_keys(trainer: Trainer) -> Iterator[Key]:
+    """Batches of one epoch after another, mixed in length and with SpecAugment on."""
+    for epoch in count(trainer.config.sorted_epochs):
+        yield from ((e, True, indices) for e, _, indices in trainer.epoch_keys(epoch))
 
 
-def loader_speed(trainer: Trainer, keys: Sequence[Any]) -> float:
+def loader_speed(trainer: Trainer, keys: Sequence[Key]) -> float:
     """Seconds of audio per second from the loader alone, its start left out."""
     workers = trainer.config.num_workers
     loader = iter(make_loader(trainer.train_set, keys, workers))

@@ -42,6 +42,7 @@ from asr.metrics import (
 from asr.recognizer import SILENCE, WINDOW, Array, Recognizer, load
 from asr.timing import DEFINITION, measure
 
+Row = dict[str, Any]  # an utterance in a result
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
 WORST = 10
 
@@ -82,6 +83,7 @@ def transcribe_all(
     through it alone, so that the texts are the same.
     """
     rate = recognizer.info.features.sample_rate
+    frame = recognizer.info.features.hop_length * recognizer.info.subsampling_factor
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
     texts = [""] * len(utterances)
     with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
@@ -93,7 +95,7 @@ def transcribe_all(
                 path = utterances[i].audio_filepath
                 waveform = read_audio(path, rate)
                 peak = max(float(waveform.max()), -float(waveform.min()))
-                if 0.1 * rate <= len(waveform) <= WINDOW * rate and peak >= SILENCE:
+                if frame <= len(waveform) <= WINDOW * rate - frame and peak >= SILENCE:
                     together.append(i)
                     features.append(log_mel(waveform, recognizer.info.features))
                 else:
@@ -116,18 +118,17 @@ def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) 
     for name, counts in (("wer", words), ("cer", characters)):
         errors, totals = [sum(c[:3]) for c in counts], [c[3] for c in counts]
         result[f"{name}_interval"] = list(bootstrap_interval(errors, totals, seed=seed))
-    rows: list[dict[str, Any]] = [
-        {
-            "id": u.id, "duration": round(u.duration, 3), "words": w[3], "word_errors": sum(w[:3]),
-            "characters": c[3], "character_errors": sum(c[:3]), "reference": u.text,
-            "hypothesis": text,
+    rows: list[Row] = [
+        describe_utterance(u) | {
+            "word_errors": sum(w[:3]), "characters": c[3], "character_errors": sum(c[:3]),
+            "reference": u.text, "hypothesis": text,
         }
         for u, text, w, c in zip(utterances, texts, words, characters, strict=True)
     ]  # fmt: skip
     worst = sorted(rows, key=lambda r: (-r["word_errors"], -r["character_errors"], r["id"]))
     return result | {
         "seconds": round(sum(u.duration for u in utterances), 3),
-        "worst": [r["id"] for r in worst[:WORST] if r["word_errors"]],
+        "worst": [r for r in worst[:WORST] if r["word_errors"]],
         "confusions": common_confusions(references, texts),
         "utterances": rows,
     }
@@ -145,19 +146,36 @@ def compare(result: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dic
 
     Raises ValueError where the utterances are not the same ones.
     """
-    mine = {row["id"]: row for row in result["utterances"]}
-    theirs = {row["id"]: row for row in other["utterances"]}
-    if mine.keys() != theirs.keys() or any(mine[id]["words"] != theirs[id]["words"] for id in mine):
-        raise ValueError("the two results are not of the same utterances; evaluate both on one set")
+    mine, theirs = align(result["utterances"], other["utterances"])
     out: dict[str, Any] = {}
     for name, unit in (("wer", "word"), ("cer", "character")):
-        errors, others = ([t[id][f"{unit}_errors"] for id in mine] for t in (mine, theirs))
-        totals = [row[f"{unit}s"] for row in mine.values()]
+        errors, others = ([row[f"{unit}_errors"] for row in rows] for rows in (mine, theirs))
+        totals = [row[f"{unit}s"] for row in mine]
         out[name] = paired_bootstrap(errors, others, totals, seed=seed)
-    both = [(mine[id].get("hypothesis"), theirs[id].get("hypothesis")) for id in mine]
-    if all(a is not None and b is not None for a, b in both):
-        out["identical"] = sum(a == b for a, b in both) / len(both)
+    if all("hypothesis" in row for row in (*mine, *theirs)):
+        same = [a["hypothesis"] == b["hypothesis"] for a, b in zip(mine, theirs, strict=True)]
+        out["identical"] = sum(same) / len(same)
     return out | {"utterances": len(mine)}
+
+
+def align(rows: Sequence[Row], others: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Both sorted alike; ValueError where they are not of the same utterances."""
+    mine, theirs = (
+        sorted(part, key=lambda row: (row["id"], row["duration"], row["words"]))
+        for part in (rows, others)
+    )
+    if [(row["id"], row["words"]) for row in mine] != [(row["id"], row["words"]) for row in theirs]:
+        raise ValueError("the two results are not of the same utterances; evaluate both on one set")
+    return mine, theirs
+
+
+def describe_utterance(utterance: Utterance) -> Row:
+    """What identifies an utterance in a result."""
+    return {
+        "id": utterance.id,
+        "duration": round(utterance.duration, 3),
+        "words": len(utterance.text.split()),
+    }
 
 
 def read_test_data(path: str | Path) -> list[Utterance]:
@@ -231,12 +249,10 @@ def report(result: dict[str, Any]) -> str:
         )
     if "speed" in result:
         lines.append(f"  {DEFINITION}; medians over {result['speed_utterances']} utterances")
-    rows = {row["id"]: row for row in result["utterances"]}
     if result["worst"]:
         lines.append("worst utterances")
-    for id in result["worst"]:
-        row = rows[id]
-        lines.append(f"  {id}: {row['word_errors']} errors in {row['words']} words")
+    for row in result["worst"]:
+        lines.append(f"  {row['id']}: {row['word_errors']} errors in {row['words']} words")
         lines.append(f"    said  {row['reference'] or '(nothing)'}")
         lines.append(f"    heard {row['hypothesis'] or '(nothing)'}")
     if result["confusions"]:
@@ -283,20 +299,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    load = busy_cores()
+    busy = busy_cores()
+    utterances = read_test_data(args.test_data)[: args.limit or None]
     other = read_result(args.compare) if args.compare else None
+    if other is not None:
+        align([describe_utterance(u) for u in utterances], other["utterances"])
     if args.output_file:
         check_writable(args.output_file)
-    utterances = read_test_data(args.test_data)
-    utterances = utterances[: args.limit or None]
-    measured = evaluate(
+    result = evaluate(
         args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed
     )
-    print(report(measured))
-    if not args.no_speed and busy_note(load):
-        print(busy_note(load))
-    rows = measured.pop("utterances")
-    result = measured | {
+    rows = result.pop("utterances")
+    result |= {
         "model": portable_path(args.model_path),
         "test_data": portable_path(args.test_data),
         "command": args.command,
@@ -304,18 +318,22 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "batch_size": args.batch_size,
         "definition": DEFINITION,
-        "machine": describe_machine() | {"load_before": load},
+        "machine": describe_machine() | {"load_before": busy},
     }
+    texts = [report(result | {"utterances": rows})]
+    if not args.no_speed and busy_note(busy):
+        texts.append(busy_note(busy))
     if other is not None:
-        result["comparison"] = compare({"utterances": rows}, other, args.seed)
-        result["comparison"]["other"] = portable_path(args.compare)
-        print(report_comparison(result["comparison"], args.compare))
+        comparison = compare({"utterances": rows}, other, args.seed)
+        result["comparison"] = comparison | {"other": portable_path(args.compare)}
+        texts.append(report_comparison(comparison, args.compare))
     if args.no_texts:
-        del result["confusions"]
+        del result["confusions"], result["worst"]
         rows = [{k: v for k, v in r.items() if k not in ("reference", "hypothesis")} for r in rows]
     if args.output_file:
         write_json(args.output_file, result | {"utterances": rows})
-        print(f"written to {args.output_file}")
+        texts.append(f"written to {args.output_file}")
+    print("\n".join(texts))
     return 0
 
 
