@@ -6,13 +6,9 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-import torch
 
 from asr import benchmark
-from asr.checkpoint import Checkpoint, save_checkpoint
 from asr.config import ModelConfig
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
 from asr.train_config import TrainConfig
 from tests.corpus import write_corpus
 
@@ -29,13 +25,6 @@ def tiny(**changes) -> ModelConfig:
 def quick(monkeypatch):
     """Any preset becomes a tiny model."""
     monkeypatch.setattr(benchmark, "preset", lambda name, **changes: tiny(**changes))
-
-
-@pytest.fixture
-def model_path(tmp_path):
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "model.pt", Checkpoint(ConformerCTC(tiny()), Tokenizer.characters()))
-    return tmp_path / "model.pt"
 
 
 def test_synthetic_speech_can_be_trained_on():
@@ -103,10 +92,10 @@ def test_train_on_a_manifest(quick, tmp_path):
     assert 0.2 < row["audio_per_step"] < 4  # four utterances of 0.2 to 1 s
 
 
-def test_infer_command(model_path, tmp_path, capsys):
+def test_infer_command(tiny_checkpoint, tmp_path, capsys):
     output = tmp_path / "infer.json"
     code = script.main([
-        "infer", "--model_path", str(model_path), str(model_path), "--threads", "1",
+        "infer", "--model_path", str(tiny_checkpoint), str(tiny_checkpoint), "--threads", "1",
         "--rounds", "3", "--output_file", str(output),
     ])  # fmt: skip
     assert code == 0
@@ -116,7 +105,7 @@ def test_infer_command(model_path, tmp_path, capsys):
     for row in (first, second):
         assert 0 < row["fastest"] <= row["latency"]
         assert row["rtf"] == pytest.approx(row["latency"] / 10)
-        assert row["bytes"] == model_path.stat().st_size
+        assert row["bytes"] == tiny_checkpoint.stat().st_size
         assert row["model"].startswith("...")
     assert "speed-up" in capsys.readouterr().out
 

@@ -10,40 +10,19 @@ import soundfile
 import torch
 
 from asr import machine
-from asr.checkpoint import Checkpoint, save_checkpoint
-from asr.config import ModelConfig
 from asr.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
-from asr.export import to_onnx
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.metrics import error_rates
-from asr.model import ConformerCTC
 from asr.recognizer import WINDOW, load
 from asr.timing import TimedModel, measure, peak_memory, summarise
-from asr.tokenizer import Tokenizer
 from tests.corpus import tone_waveform, write_corpus
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    """Random weights with a head that avoids the blank, so that it babbles."""
-    torch.manual_seed(0)
-    model = ConformerCTC(
-        ModelConfig(d_model=16, n_layers=2, n_heads=2, conv_kernel_size=7, subsampling_channels=4)
-    ).eval()
-    with torch.no_grad():
-        model.head.weight.mul_(3)
-        model.head.bias[0] -= 0.5
-    return Checkpoint(model, Tokenizer.characters())
-
-
-@pytest.fixture(scope="module")
-def models(checkpoint, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    save_checkpoint(folder / "model.pt", checkpoint)
-    to_onnx(checkpoint, folder / "model.onnx")
-    return {"pt": folder / "model.pt", "onnx": folder / "model.onnx"}
+def models(tiny_checkpoint, tiny_onnx) -> dict[str, Path]:
+    return {"pt": tiny_checkpoint, "onnx": tiny_onnx}
 
 
 @pytest.fixture(scope="module")
