@@ -197,4 +197,5 @@ def build_layer(layer: str, args: dict[str, Any]) -> nn.Module:
 
 def compress_module(name: str) -> Any:
     """A module of `compress`, imported when needed: the one place where `asr` knows of it."""
-    return importlib.import_module(f"compress.{name}")
+    with torch.device("cpu"):  # the caller may build on the meta device; constants must have data
+        return importlib.import_module(f"compress.{name}")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import compress
 from asr import checkpoint as checkpoint_module
 from asr.checkpoint import (
     VERSION,
@@ -21,6 +22,7 @@ from asr.checkpoint import (
     CheckpointError,
     build_layer,
     checkpoint_contents,
+    compress_module,
     layer_map,
     load_checkpoint,
     save_checkpoint,
@@ -243,6 +245,15 @@ def test_layers_come_from_the_model_or_from_compress_only():
     for name in ("torch.Module", "nn.Linear", "model.nn", "model.Any", "", "."):
         with pytest.raises(CheckpointError, match="unknown layer"):
             build_layer(name, {})
+
+
+def test_modules_of_layers_keep_their_constants(tmp_path, monkeypatch):
+    """Loading builds on the meta device, where tensors have no data; imports must not."""
+    (tmp_path / "probe.py").write_text("import torch\nvalues = torch.ones(2).tolist()\n")
+    monkeypatch.setattr(compress, "__path__", [*compress.__path__, str(tmp_path)])
+    with torch.device("meta"):
+        assert compress_module("probe").values == [1, 1]
+    monkeypatch.delitem(sys.modules, "compress.probe")
 
 
 class Evil:
