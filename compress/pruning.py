@@ -166,32 +166,32 @@ def _structured(
     else:
         scores = structured.norm_importance(model, found)
 
-    def kept(sparsity: float) -> dict[structured.Key, Tensor]:
-        return structured.choose(found, scores, sparsity, config.allocation)
+    def counts(sparsity: float) -> dict[structured.Key, int]:
+        return structured.count(found, scores, sparsity, config.allocation)
 
     sparsity = config.sparsity
     if config.size_ratio:
-        sparsity = _sparsity_for(model, found, kept, config.size_ratio)
-    return structured.prune(model, found, kept(sparsity), calibration)
+        sparsity = _sparsity_for(model, found, counts, config.size_ratio)
+    return structured.prune(model, found, scores, counts(sparsity), calibration)
 
 
 def _sparsity_for(
     model: nn.Module, found: dict[structured.Key, structured.Group],
-    kept: Callable[[float], dict[structured.Key, Tensor]], ratio: float,
+    counts: Callable[[float], dict[structured.Key, int]], ratio: float,
 ) -> float:  # fmt: skip
     """The least share of units whose removal makes the file `ratio` times smaller."""
     whole = file_bytes(model)
     wanted = whole - whole / ratio
-    low, high = 0.0, 1.0
-    most = structured.smaller_by(model, found, kept(0.999))
+    most = structured.smaller_by(model, found, counts(0.999))
     if most < wanted:
         raise ValueError(
             f"size_ratio {ratio} is out of reach: removing all that can be removed leaves a file "
             f"{whole / (whole - most):.2f} times smaller"
         )
+    low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        if structured.smaller_by(model, found, kept(middle)) < wanted:
+        if structured.smaller_by(model, found, counts(middle)) < wanted:
             low = middle
         else:
             high = middle

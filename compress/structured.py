@@ -6,14 +6,15 @@ of the subsampling. d_model never changes. Used by `compress.pruning`.
 
 Importance of a unit: the norm of its weights (Li et al. 2017, arXiv 1608.08710), or the first-order
 Taylor estimate of what the loss rises by without it (Molchanov et al. 2019, arXiv 1906.10771). With
-calibration speech, the Linear that reads the units is refitted to the outputs that it had
-(He et al. 2017, arXiv 1707.06168).
+calibration speech, the Linear that reads the units is refitted to the outputs that it had (He et
+al. 2017, arXiv 1707.06168); importance then says how many units a group loses, and those go whose
+loss the refitting makes up for best (Optimal Brain Surgeon: Hassibi & Stork 1993).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,25 +173,22 @@ def _by_unit(group: Group, cut: Cut, values: Tensor) -> Tensor:
     return along.view(cut.repeats, group.units, cut.width).sum((0, 2))
 
 
-def choose(
+def count(
     found: dict[Key, Group], scores: dict[Key, Tensor], sparsity: float, allocation: str
-) -> dict[Key, Tensor]:
-    """The units that stay, sorted, by group.
+) -> dict[Key, int]:
+    """How many units of each group stay.
 
     'layer': the same share of every group, to the nearest multiple (at least one). 'global': the
     share is of all units of one kind, and the multiples of least importance go first. Heads are
     whole: 30 % of 4 is one head of every attention, or 30 % of the heads of all.
     """
-    kept = {}
+    if allocation == "layer":
+        return {key: _rounded(group, sparsity) for key, group in found.items()}
+    counts: dict[Key, int] = {}
     for kind in {group.kind for group in found.values()}:
-        keys = [key for key, group in found.items() if group.kind == kind]
-        if allocation == "layer":
-            counts = {key: _rounded(found[key], sparsity) for key in keys}
-        else:
-            counts = _global_counts({k: found[k] for k in keys}, scores, sparsity)
-        for key, count in counts.items():
-            kept[key] = scores[key].topk(count).indices.sort().values
-    return kept
+        of_kind = {key: group for key, group in found.items() if group.kind == kind}
+        counts |= _global_counts(of_kind, scores, sparsity)
+    return counts
 
 
 def _rounded(group: Group, sparsity: float) -> int:
@@ -235,49 +233,81 @@ def shrink(module: nn.Module, number: int, keep: Tensor) -> nn.Module:
     return smaller.requires_grad_().train(module.training)
 
 
-def smaller_by(model: nn.Module, found: dict[Key, Group], kept: dict[Key, Tensor]) -> int:
-    """Bytes that removing all but the kept units saves."""
+def smaller_by(model: nn.Module, found: dict[Key, Group], counts: dict[Key, int]) -> int:
+    """Bytes that removing all but so many units saves."""
     saved = 0
     for name in {name for name, _ in found}:
         module = model.get_submodule(name)
         with torch.device("meta"):
             smaller = module
             for number in range(len(groups(module))):
-                units = len(kept[name, number])
-                smaller = type(module)(**groups(smaller)[number].args(units))
+                smaller = type(module)(**groups(smaller)[number].args(counts[name, number]))
         saved += tensor_bytes(module) - tensor_bytes(smaller)
     return saved
 
 
 def prune(
-    model: nn.Module, found: dict[Key, Group], kept: dict[Key, Tensor],
+    model: nn.Module, found: dict[Key, Group], scores: dict[Key, Tensor], counts: dict[Key, int],
     calibration: core.Calibration | None,
 ) -> nn.Module:  # fmt: skip
-    """Swaps the smaller modules in; with calibration speech, refits the Linears that read units."""
-    changed = {key: keep for key, keep in kept.items() if len(keep) < found[key].units}
+    """Swaps in modules with so many units; with calibration speech, refits what reads them."""
+    changed = sorted(key for key, n in counts.items() if n < found[key].units)
+    readers = {key: f"{key[0]}.{found[key].reader}" for key in changed}
     moments: dict[str, Moments] = {}
     if calibration is not None:
-        names = {f"{name}.{found[name, i].reader}" for name, i in changed}
-        linears = [n for n in sorted(names) if type(model.get_submodule(n)) is nn.Linear]
-        moments = input_moments(model, calibration, linears)
-    for (name, number), keep in core.progress(sorted(changed.items(), key=lambda item: item[0])):
-        group = found[name, number]
-        reader = f"{name}.{group.reader}"
+        linears = {r for r in readers.values() if type(model.get_submodule(r)) is nn.Linear}
+        moments = input_moments(model, calibration, sorted(linears))
+    for key in core.progress(changed):
+        group, reader = found[key], readers[key]
         if reader in moments:
-            inputs = group.positions(group.cuts[-1], keep)
-            _refit(model.get_submodule(reader), inputs, moments[reader])  # type: ignore[arg-type]
-        core.replace(model, name, shrink(model.get_submodule(name), number, keep))
+            linear = cast(nn.Linear, model.get_submodule(reader))
+            keep = spared(linear.weight.detach(), moments[reader], group, counts[key])
+            refit(linear, group.positions(group.cuts[-1], keep), moments.pop(reader))
+        else:
+            keep = scores[key].topk(counts[key]).indices.sort().values
+        core.replace(model, key[0], shrink(model.get_submodule(key[0]), key[1], keep))
     return model
 
 
-def _refit(linear: nn.Linear, keep: Tensor, moments: Moments) -> None:
-    """Changes the weights of the kept inputs and the bias so that they make up for the others."""
+def damped(moments: Moments) -> Tensor:
+    """The covariance (in, in) in float64, made invertible."""
     covariance = moments.covariance.double()
     damping = DAMPING * float(covariance.diagonal().mean()) + 1e-12
-    inner = covariance[keep][:, keep] + damping * torch.eye(len(keep))
+    return covariance + damping * torch.eye(len(covariance))
+
+
+def spared(weight: Tensor, moments: Moments, group: Group, count: int) -> Tensor:
+    """The units (sorted) that stay if those go whose removal costs the refitted outputs least.
+
+    Removing the inputs R of a Linear W costs W_R (S_RR)^-1 W_R', S the inverse covariance. They go
+    a multiple at a time, and what the rest takes over is counted before the next.
+    """
+    inverse = torch.linalg.inv(damped(moments))
+    w = weight.double()
+    units = torch.arange(group.units)
+    width = group.cuts[-1].width
+    while len(units) > count:
+        blocks = inverse.view(len(units), width, len(units), width)
+        own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (units, width, width)
+        columns = w.view(len(w), len(units), width).permute(1, 2, 0)  # (units, width, out)
+        costs = (columns * torch.linalg.solve(own, columns)).sum((1, 2))
+        number = min(group.multiple, len(units) - count)
+        gone = torch.zeros(len(units), dtype=torch.bool)
+        gone[costs.topk(number, largest=False).indices] = True
+        wide = gone.repeat_interleave(width)
+        part = torch.linalg.solve(inverse[wide][:, wide], inverse[wide][:, ~wide])
+        w = w[:, ~wide] - w[:, wide] @ part
+        inverse = inverse[~wide][:, ~wide] - inverse[~wide][:, wide] @ part
+        units = units[~gone]
+    return units
+
+
+def refit(linear: nn.Linear, keep: Tensor, moments: Moments) -> None:
+    """Changes the weights of the kept inputs and the bias so that they make up for the others."""
+    covariance = damped(moments)
     weight = linear.weight.detach().double()
-    fitted = weight @ torch.linalg.solve(inner, covariance[keep]).t()  # (out, kept)
+    fitted = weight @ torch.linalg.solve(covariance[keep][:, keep], covariance[keep]).t()
     with torch.no_grad():
         lost = weight @ moments.mean.double() - fitted @ moments.mean[keep].double()
-        linear.weight[:, keep] = fitted.float()
+        linear.weight[:, keep] = fitted.float()  # (out, kept)
         linear.bias.add_(lost.float())
