@@ -137,7 +137,7 @@ class Trainer:
         self.step = self.epoch = self.batches_done = 0
         self.best_wer, self.best_epoch = math.inf, -1
         self.skipped = torch.zeros((), device=self.device)
-        self.stopping = False
+        self.stopping = self.stopped = False  # asked to stop; stopped
         self.log: list[dict[str, Any]] = []
         self.wait_seconds = self.busy_seconds = 0.0  # of the last epoch: loader, and all
         self.forward: Any = self.model
@@ -255,7 +255,7 @@ class Trainer:
                     speed=f"{entry['audio_per_second']:.0f} s/s",
                 )  # fmt: skip
                 losses, seconds, since = [], 0.0, now
-            if self.stopping:
+            if self.stop_now():
                 break
             if config.save_every and self.step % config.save_every == 0:
                 self.save_state()
@@ -271,7 +271,7 @@ class Trainer:
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
                 self.train_epoch()
-                if self.stopping:
+                if self.stopped:
                     self.save_state()
                     return False
                 self.epoch, self.batches_done = self.epoch + 1, 0
@@ -287,6 +287,16 @@ class Trainer:
 
     def _stop(self, *_: Any) -> None:
         self.stopping = True
+
+    def stop_now(self) -> bool:
+        """Whether to stop after this step; several processes agree on it whenever they log."""
+        if self.world == 1:
+            self.stopped = self.stopping
+        elif self.step % self.config.log_every == 0:
+            stopping = torch.tensor(float(self.stopping), device=self.device)
+            dist.all_reduce(stopping)
+            self.stopped = bool(stopping)
+        return self.stopped
 
     def finish_epoch(self, seconds: float) -> None:
         """Dev WER of the averaged weights, the best model, the resume state, the report."""

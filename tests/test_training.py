@@ -154,6 +154,28 @@ def test_two_processes_give_the_loss_of_one(corpus, tmp_path):
     assert losses[0][: n - 1] == pytest.approx(losses[1][: n - 1], rel=1e-4)
 
 
+def test_interrupt_of_two_processes_saves_a_state(corpus, tmp_path):
+    more = ["--epochs", "500", "--precision", "float32", "--log_every", "2", "--seed", "3"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "train.py", *flags(corpus, tmp_path, *more),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    state = tmp_path / "last.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    before = load_checkpoint(state).training["step"]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    training = load_checkpoint(state).training
+    assert training["step"] > before
+    assert training["step"] % 2 == 0
+
+
 def test_fine_tuning_starts_from_the_given_weights(corpus, tmp_path):
     more = ["--epochs", "1", "--precision", "float32"]
     assert main(flags(corpus, tmp_path / "first", *more)) == 0
