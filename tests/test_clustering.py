@@ -33,8 +33,8 @@ def inertia(values, codebook, indices, weight=None):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_as_good_as_scikit_learn(kind, k, weighted):
     values = sample(kind)
-    weight = torch.rand(len(values), generator=torch.Generator().manual_seed(0)) + 0.1
-    weight = weight if weighted else None
+    random = torch.rand(len(values), generator=torch.Generator().manual_seed(0)) + 0.1
+    weight = random if weighted else None
     codebook, indices = kmeans(values, k, weight)
     reference = KMeans(k, n_init=3, random_state=0)
     reference.fit(values[:, None].numpy(), sample_weight=None if weight is None else weight.numpy())

@@ -77,9 +77,8 @@ def test_int8_product_is_exact(in_features, asymmetric):
     x = torch.rand(3, 5, in_features) * 4 - 1
     q, x_scale, x_zero = dynamic_quantize(x)
     q = q.numpy().astype(np.int64).reshape(15, -1) - x_zero.item()
-    w = layer.qweight.numpy().astype(np.int64)
-    if asymmetric:
-        w = w - layer.zero_point.numpy().astype(np.int64)
+    w = layer.qweight.long()
+    w = (w - layer.zero_point if asymmetric else w).numpy()
     exact = (q @ w.T).astype(np.float32) * (x_scale.numpy() * layer.scale.numpy().T)
     assert np.array_equal(layer(x).detach().numpy().reshape(15, -1), exact)
     close = F.linear(x, layer.weight())
@@ -90,8 +89,8 @@ def test_int8_weights_against_numpy():
     weight = weights()
     values = rounding.grouped(weight, "int8", 80)
     w = weight.numpy()
-    scale = (np.abs(w).max(1, keepdims=True) / np.float32(127)).astype(np.float16)
-    scale = scale.astype(np.float32)
+    largest = np.abs(w).max(1, keepdims=True)
+    scale = (largest / np.float32(127)).astype(np.float16).astype(np.float32)
     assert np.array_equal(values.scale.numpy(), scale)
     assert np.array_equal(values.qweight.numpy(), np.clip(np.rint(w / scale), -127, 127))
 
