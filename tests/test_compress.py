@@ -22,6 +22,7 @@ from asr.onnx_graph import stored_bytes
 from asr.tokenizer import Tokenizer
 from compress import cli, core, method, methods, report
 from compress.core import Calibration, make_step
+from tests.corpus import write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSLESS = {  # options that hardly change the outputs
@@ -408,6 +409,22 @@ def test_what_is_not_overwritten(source, tmp_path, capsys):
     assert "not a folder" in capsys.readouterr().err
     assert cli.main(arguments(tmp_path / "none.pt", tmp_path / "out", *flags)) == 2
     assert source.read_bytes() == before
+
+
+def test_command_with_speech(tmp_path, capsys):
+    """Calibration on the training data that the checkpoint names; accuracy before and after."""
+    corpus = write_corpus(tmp_path / "corpus")
+    source, output = tmp_path / "baseline" / "model.pt", tmp_path / "out"
+    checkpoint = tiny()
+    checkpoint.data = {"train": str(corpus)}
+    save_checkpoint(source, checkpoint)
+    flags = ("--method", "quantization", "--precision", "int4", "--activation_aware")
+    rest = ("--test_data", str(corpus / "dev.json"))
+    assert cli.main(arguments(source, output, *flags, *rest)) == 0
+    written = json.loads((output / "compression.json").read_text())
+    assert written["evaluation"].keys() == {"before", "after", "paired"}
+    assert written["evaluation"]["after"]["latency_p50"] > 0
+    assert re.search(r"after +WER \d", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], []])

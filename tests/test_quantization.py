@@ -72,14 +72,14 @@ def test_dynamic_quantize_is_that_of_onnxruntime(x):
 @pytest.mark.parametrize("in_features", [30, 1536])
 def test_int8_product_is_exact(in_features, asymmetric):
     weight = weights(16, in_features)
-    values = rounding.grouped(weight, "int8", in_features, asymmetric)
-    layer = Int8Linear.from_values(values, torch.zeros(16), "int8", in_features).eval()
+    quantized = rounding.grouped(weight, "int8", in_features, asymmetric)
+    layer = Int8Linear.from_values(quantized, torch.zeros(16), "int8", in_features).eval()
     x = torch.rand(3, 5, in_features) * 4 - 1
-    q, x_scale, x_zero = dynamic_quantize(x)
-    q = q.numpy().astype(np.int64).reshape(15, -1) - x_zero.item()
-    w = layer.qweight.long()
-    w = (w - layer.zero_point if asymmetric else w).numpy()
-    exact = (q @ w.T).astype(np.float32) * (x_scale.numpy() * layer.scale.numpy().T)
+    values, x_scale, x_zero = dynamic_quantize(x)
+    q = values.reshape(15, -1).numpy().astype(np.int64) - int(x_zero)
+    centred = layer.qweight.long() - (layer.zero_point.long() if asymmetric else 0)
+    scales = (x_scale * layer.scale.t()).numpy()
+    exact = (q @ centred.numpy().T).astype(np.float32) * scales
     assert np.array_equal(layer(x).detach().numpy().reshape(15, -1), exact)
     close = F.linear(x, layer.weight())
     assert torch.allclose(layer(x), close, atol=float(x_scale) * weight.abs().sum(1).max())
