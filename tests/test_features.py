@@ -133,7 +133,9 @@ def test_normalisation_over_the_utterance():
 
 def test_loudness_changes_nothing():
     waveform = np.random.default_rng(0).normal(0, 0.2, 16000).astype(np.float32)
-    np.testing.assert_allclose(log_mel(waveform), log_mel(0.5 * waveform), atol=1e-3)
+    difference = np.abs(log_mel(waveform) - log_mel(0.5 * waveform))
+    assert difference.max() < 0.03  # the log's guard, in the lowest bin that pre-emphasis empties
+    assert difference.mean() < 1e-4
 
 
 def test_silence_is_finite():
