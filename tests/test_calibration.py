@@ -1,0 +1,98 @@
+"""Which speech compression may look at, and what is recorded of it."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from asr.checkpoint import Checkpoint
+from asr.config import ModelConfig
+from asr.manifest import ManifestError
+from asr.model import ConformerCTC
+from asr.tokenizer import Tokenizer
+from compress import calibration
+from tests.corpus import write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def checkpoint(corpus):
+    config = ModelConfig(vocab_size=5, d_model=16, n_layers=1, n_heads=2, subsampling_channels=4)
+    return Checkpoint(
+        ConformerCTC(config).eval(), Tokenizer.characters("abc"), data={"train": str(corpus)}
+    )
+
+
+def paths(utterances):
+    return {u.audio_filepath.rsplit("/", 1)[1].split("-")[0] for u in utterances}
+
+
+def test_training_speech_by_default(checkpoint, corpus):
+    speech = calibration.load(checkpoint)
+    assert speech.source == str(corpus)
+    assert sum(len(b.indices) for b in speech.batches) == 18
+    assert paths(calibration.speech(str(corpus))) == {"train"}
+    assert paths(calibration.speech(str(corpus), "dev")) == {"dev"}
+    assert paths(calibration.speech(str(corpus / "dev.json"))) == {"dev"}
+
+
+def test_the_same_part_every_time(checkpoint):
+    first, again = (calibration.load(checkpoint, most=5, batch_size=2) for _ in range(2))
+    assert sum(len(b.indices) for b in first.batches) == 5
+    for a, b in zip(first.batches, again.batches, strict=True):
+        assert torch.equal(a.features, b.features)
+        assert torch.equal(a.targets, b.targets)
+
+
+def test_at_most_so_many_seconds(checkpoint, monkeypatch):
+    monkeypatch.setattr(calibration, "SECONDS", 2.0)
+    with pytest.raises(ValueError, match="no utterance that calibration can use"):
+        calibration.load(checkpoint)
+    monkeypatch.setattr(calibration, "SECONDS", 8.0)
+    speech = calibration.load(checkpoint)
+    assert 6.0 < sum(batch.seconds for batch in speech.batches) < 8.5  # in whole frames
+
+
+@pytest.mark.parametrize("name", ["test.json", "test-clean.jsonl", "Test_other.json"])
+def test_test_data_is_refused(checkpoint, corpus, name):
+    renamed = corpus / name
+    renamed.write_text((corpus / "dev.json").read_text())
+    with pytest.raises(ManifestError, match=r"only test data .* never looks at"):
+        calibration.load(checkpoint, str(renamed))
+    calibration.load(checkpoint, str(corpus))  # beside training data it is passed over
+
+
+def test_no_data_no_calibration(checkpoint, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ManifestError, match="neither manifests"):
+        calibration.load(checkpoint, str(empty))
+    with pytest.raises(ManifestError, match="no such file or folder"):
+        calibration.load(checkpoint, str(tmp_path / "gone"))
+    checkpoint.data = {"train": str(tmp_path / "gone")}
+    with pytest.raises(ValueError, match=r"is gone; give --calibration_data"):
+        calibration.load(checkpoint)
+    checkpoint.data = {}
+    with pytest.raises(ValueError, match=r"names no training data; give --calibration_data"):
+        calibration.load(checkpoint)
+
+
+def test_texts_that_no_alignment_fits_are_left_out(checkpoint, corpus):
+    lines = (corpus / "dev.json").read_text().splitlines()
+    entry = json.loads(lines[0]) | {"text": "abc" * 50}
+    (corpus / "dev.json").write_text("\n".join([json.dumps(entry), *lines[1:]]))
+    speech = calibration.load(checkpoint, str(corpus / "dev.json"))
+    assert sum(len(b.indices) for b in speech.batches) == len(lines) - 1
+
+
+def test_hooks_are_gone_afterwards():
+    model, seen = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), []
+    with calibration.record_inputs(model, ["1"], lambda name, x: seen.append((name, x.shape))):
+        model(torch.zeros(4, 2))
+    model(torch.zeros(4, 2))
+    assert seen == [("1", (4, 3))]
