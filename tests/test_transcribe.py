@@ -1,0 +1,274 @@
+"""From audio to text: the command, long recordings, and everything a user may get wrong."""
+
+import resource
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+
+from asr import load, recognizer, transcribe
+from asr.config import FeatureConfig
+from asr.recognizer import SILENCE, Info, Recognizer, meeting_frame, windows
+from asr.tokenizer import Tokenizer
+from asr.transcribe import main
+from tests.conftest import babble
+
+UNIT = 640  # samples an output frame
+
+
+def run(tiny_onnx, *more):
+    return main(["--model_path", str(tiny_onnx), "--threads", "1", *map(str, more)])
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+def test_one_file_gives_its_text(tiny_onnx, clip, capsys):
+    assert run(tiny_onnx, "--audio_path", clip) == 0
+    out, err = capsys.readouterr()
+    assert out == load(tiny_onnx).transcribe(clip) + "\n"
+    assert out.strip()
+    assert err == ""
+
+
+def test_text_goes_to_a_file_whose_folder_is_made(tiny_onnx, clip, tmp_path, capsys):
+    target = tmp_path / "new" / "text.txt"
+    assert run(tiny_onnx, "--audio_path", clip, "--output_text", target) == 0
+    assert target.read_text() == load(tiny_onnx).transcribe(clip) + "\n"
+    assert [p.name for p in target.parent.iterdir()] == ["text.txt"]
+    assert capsys.readouterr().out == ""
+
+
+def test_files_and_folders_give_a_line_each(tiny_onnx, clip, tmp_path, capsys):
+    for name in ("b.wav", "deep/a.FLAC", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no audio")
+        else:
+            soundfile.write(path, babble(1.0, seed=len(name)), 16000)
+    assert run(tiny_onnx, "--audio_path", clip, tmp_path) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    files = [clip, tmp_path / "b.wav", tmp_path / "deep" / "a.FLAC"]
+    assert [path for path, _ in lines] == [str(path) for path in files]
+    assert [text for _, text in lines] == [load(tiny_onnx).transcribe(path) for path in files]
+
+
+def test_a_folder_with_one_file_gives_a_named_line(tiny_onnx, clip, capsys):
+    assert run(tiny_onnx, "--audio_path", clip.parent) == 0
+    assert capsys.readouterr().out.startswith(f"{clip}\t")
+
+
+def test_one_bad_file_of_several_does_not_stop_the_others(tiny_onnx, clip, tmp_path, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    target = tmp_path / "text.txt"
+    assert run(tiny_onnx, "--audio_path", bad, clip, "--output_text", target) == 2
+    assert target.read_text().startswith(f"{clip}\t")
+    err = capsys.readouterr().err.splitlines()
+    assert str(bad) in err[0]
+    assert err[1] == "1 of 2 files failed"
+
+
+def test_another_sample_rate_and_stereo_are_fine(tiny_onnx, tmp_path, capsys):
+    stereo = np.stack([babble(1.0), babble(1.0)], axis=1)
+    soundfile.write(tmp_path / "a.wav", np.repeat(stereo, 3, axis=0), 48000)
+    assert run(tiny_onnx, "--audio_path", tmp_path / "a.wav") == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("level", [0, SILENCE / 2], ids=["zeros", "faint"])
+def test_silence_gives_an_empty_text(tiny_onnx, tmp_path, capsys, level):
+    noise = np.random.default_rng(0).uniform(-level, level, 32000)
+    soundfile.write(tmp_path / "a.wav", noise, 16000, subtype="FLOAT")
+    assert run(tiny_onnx, "--audio_path", tmp_path / "a.wav") == 0
+    assert capsys.readouterr().out == "\n"
+
+
+def bad_audio(folder: Path) -> dict[str, Path]:
+    samples = babble(1.0)
+    paths = {name: folder / f"{name}.wav" for name in ("empty", "text", "nan", "short", "cut")}
+    paths["empty"].write_bytes(b"")
+    paths["text"].write_text("hello")
+    soundfile.write(paths["nan"], np.where(samples > 0.3, np.nan, samples), 16000, subtype="FLOAT")
+    soundfile.write(paths["short"], samples[: UNIT - 1], 16000)
+    soundfile.write(paths["cut"], samples, 16000)
+    paths["cut"].write_bytes(paths["cut"].read_bytes()[:9000])
+    return {**paths, "absent": folder / "absent.wav"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "empty"), ("text", "not audio"), ("nan", "NaN"), ("cut", "truncated"),
+        ("short", "shorter than one output frame"), ("absent", "no such audio file"),
+    ],
+)  # fmt: skip
+def test_bad_audio_gives_one_line_and_keeps_the_old_text(
+    tiny_onnx, tmp_path, capsys, kind, message
+):
+    path, target = bad_audio(tmp_path)[kind], tmp_path / "text.txt"
+    target.write_text("old")
+    assert run(tiny_onnx, "--audio_path", path, "--output_text", target) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert str(path) in line
+    assert target.read_text() == "old"
+
+
+def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, capsys):
+    contents = tiny_onnx.read_bytes()
+    foreign = onnx.load(tiny_onnx)
+    del foreign.metadata_props[:]
+    newer = onnx.load(tiny_onnx)
+    (entry,) = [p for p in newer.metadata_props if p.key == "asr"]
+    entry.value = entry.value.replace('"version": 1', '"version": 2')
+    broken = onnx.load(tiny_onnx)
+    (entry,) = [p for p in broken.metadata_props if p.key == "asr"]
+    entry.value = entry.value[:50]
+    expected = {
+        "cut.onnx": (contents[: len(contents) // 2], "truncated or damaged"),
+        "empty.onnx": (b"", "truncated or damaged"),
+        "foreign.onnx": (foreign.SerializeToString(), "not one exported by this project"),
+        "newer.onnx": (newer.SerializeToString(), "newer version"),
+        "broken.onnx": (broken.SerializeToString(), "unusable metadata"),
+        "cut.pt": (tiny_checkpoint.read_bytes()[:5000], "unreadable as a checkpoint"),
+        "model.bin": (contents, "expected a model that ends in .onnx or .pt"),
+    }
+    for name, (data, message) in expected.items():
+        (tmp_path / name).write_bytes(data)
+        assert run(tmp_path / name, "--audio_path", clip) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+        assert name in line
+    for path, message in ((tmp_path, "a folder"), (tmp_path / "a.onnx", "no such model")):
+        assert run(path, "--audio_path", clip) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys, monkeypatch):
+    assert run(tiny_onnx, "--audio_path", tmp_path) == 2
+    assert "no audio in this folder" in capsys.readouterr().err
+    assert run(tiny_onnx, "--audio_path", clip, "--output_text", clip) == 2
+    assert "is the audio itself" in capsys.readouterr().err
+    assert run(tiny_onnx, "--audio_path", clip, "--output_text", tmp_path) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert run(tiny_onnx, "--audio_path", clip, "--threads", "-1") == 2
+    assert "--threads -1" in capsys.readouterr().err
+    monkeypatch.setattr(transcribe, "SHIPPED", Path("experiments", "absent.onnx"))
+    assert main(["--audio_path", str(clip)]) == 2
+    assert "name a model with --model_path" in capsys.readouterr().err
+
+
+def test_the_shipped_model_is_the_default(tiny_onnx, clip, monkeypatch, capsys):
+    monkeypatch.setattr(transcribe, "SHIPPED", tiny_onnx)
+    assert main(["--audio_path", str(clip)]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_full_disk_keeps_the_old_text(tiny_onnx, clip, tmp_path, capsys):
+    target = tmp_path / "text.txt"
+    target.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        code = run(tiny_onnx, "--audio_path", clip, "--output_text", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+# ---- the recogniser -------------------------------------------------------------------------
+
+
+def test_a_waveform_reads_like_its_file(tiny_onnx, clip):
+    reader = load(tiny_onnx, threads=1)
+    samples, rate = soundfile.read(clip, dtype="int16")
+    assert reader.transcribe(samples, rate) == reader.transcribe(clip)
+    with pytest.raises(ValueError, match=r"the waveform: 0\.020 s"):
+        reader.transcribe(np.ones(320))
+
+
+def test_no_features_give_no_log_probs(tiny_onnx):
+    assert load(tiny_onnx, threads=1).log_probs([]) == []
+
+
+class Ear:
+    """A backend that hears bursts: token 2 where the energy of a frame is above the mean."""
+
+    info = Info(
+        parameters=0, bytes=0, tokens=Tokenizer.characters().tokens, features=FeatureConfig(),
+        subsampling_factor=4, one_at_a_time=False,
+    )  # fmt: skip
+
+    def __init__(self):
+        self.longest = 0
+
+    def run(self, features, lengths):
+        self.longest = max(self.longest, features.shape[1])
+        loud = features[:, ::4].mean(axis=2) > 0  # (B, T')
+        log_probs = np.full((*loud.shape, len(self.info.tokens)), -9.0, np.float32)
+        log_probs[..., 0] = np.where(loud, -9, 0)
+        log_probs[..., 2] = np.where(loud, 0, -9)
+        return log_probs
+
+
+@pytest.mark.parametrize("seconds", [10.0, 24.99, 25.0, 25.02, 46.3, 200.0])
+def test_no_word_is_lost_or_doubled_between_windows(seconds):
+    """Bursts of 0.3 s after pauses of 0.2 to 2 s, as many in the text as in the audio."""
+    random = np.random.default_rng(int(seconds))
+    waveform = 0.001 * random.standard_normal(int(seconds * 16000)).astype(np.float32)
+    at, count = 0.5, 0
+    while at + 0.5 < seconds:
+        here = slice(int(at * 16000), int(at * 16000) + 4800)
+        waveform[here] *= 300
+        at, count = at + 0.3 + random.uniform(0.2, 2), count + 1
+    ear = Ear()
+    assert Recognizer(ear).transcribe(waveform) == "'" * count
+    assert len(Recognizer(ear).waveform_log_probs(waveform)) == len(waveform) // 160 // 4 + 1
+    assert ear.longest <= recognizer.WINDOW * 100 + 1
+
+
+def test_a_silent_stretch_of_a_long_recording_is_not_amplified():
+    waveform = np.zeros(90 * 16000, np.float32)
+    waveform[16000:20800] = 0.3 * np.sin(np.arange(4800) * 0.3)
+    assert Recognizer(Ear()).transcribe(waveform) == "'"
+
+
+def test_windows_change_a_long_reading_little(tiny_onnx, monkeypatch):
+    reader, waveform = load(tiny_onnx, threads=1), babble(40.0)
+    in_windows = reader.waveform_log_probs(waveform)
+    monkeypatch.setattr(recognizer, "WINDOW", 60.0)
+    whole = reader.waveform_log_probs(waveform)
+    assert in_windows.shape == whole.shape
+    assert np.mean(in_windows.argmax(1) == whole.argmax(1)) > 0.9
+    assert abs(in_windows - whole).mean() < 0.1
+
+
+@pytest.mark.parametrize("window", [100 * UNIT, 625 * UNIT])
+@pytest.mark.parametrize("overlap", [10 * UNIT, 30 * UNIT])
+def test_windows_cover_everything_and_overlap(window, overlap):
+    for n_samples in [*range(1, 9 * window, 7919 * 3), window, window + 1]:
+        found = windows(n_samples, window, overlap, UNIT)
+        assert found[0][0] == 0
+        assert found[-1][1] == n_samples
+        assert all(0 < stop - start <= window for start, stop in found)
+        assert all(start % UNIT == 0 for start, _ in found)
+        for (_, stop), (start, _) in pairwise(found):
+            assert stop - start >= overlap
+        assert len(found) == 1 or min(b - a for a, b in found) > window // 3
+
+
+def test_windows_meet_at_a_blank_near_the_middle():
+    readings = np.zeros((2, 9, 2))
+    readings[:, :, 1] = 1
+    assert meeting_frame(readings[0], readings[1]) == 4
+    readings[:, [1, 6], 0] = 2
+    readings[0, 5, 0] = 2  # a blank on one side only
+    assert meeting_frame(readings[0], readings[1]) == 6
