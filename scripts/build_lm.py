@@ -1,0 +1,70 @@
+"""Build a word n-gram language model from text, without the sentences of the test sets.
+
+python scripts/build_lm.py --text data/train-clean-100.trans.txt --exclude LibriSpeech/test-clean \
+    LibriSpeech/test-other --output_path lm.arpa
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asr.cli import guarded, int_list
+from asr.ngram import estimate, write_arpa
+from asr.transcripts import read_lines, without, words_of
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command."""
+    parser = argparse.ArgumentParser(
+        description="Builds a word n-gram language model.",
+        epilog="A text is a manifest, a LibriSpeech folder, a *.trans.txt file, or plain text with "
+        "one sentence a line. kenlm's build_binary makes the file smaller and quicker to load.",
+    )
+    add = parser.add_argument
+    add("--text", nargs="+", required=True, metavar="PATH", help="texts to count")
+    add("--exclude", nargs="+", default=[], metavar="PATH", help="texts whose sentences stay out")
+    add("--output_path", required=True, help="file to write, e.g. lm.arpa")
+    add("--order", type=int, default=4, help="words in the longest n-gram (default: 4)")
+    add(
+        "--prune", type=int_list, default=(0, 0, 1), metavar="N,N,…",
+        help="leave out n-grams seen at most so often, by order (default: 0,0,1)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads, counts, writes, and prints what was left out and what became of the rest."""
+    output = Path(args.output_path)
+    if output.suffix != ".arpa":
+        raise ValueError(f"{output}: the name of the model must end in .arpa")
+    started = time.perf_counter()
+    lines = [line for path in args.text for line in read_lines(path)]
+    kept = lines
+    for path in args.exclude:
+        before = len(kept)
+        kept = without(kept, read_lines(path))
+        print(f"left out {before - len(kept)} sentences of {path}")
+    sentences = [words_of(line.text) for line in kept]
+    model = estimate(sentences, args.order, args.prune)
+    write_arpa(output, model)
+    print(f"{len(sentences)} of {len(lines)} sentences, {sum(map(len, sentences))} words")
+    sizes = ", ".join(f"{len(words)} {n}-grams" for n, (words, _, _) in enumerate(model.orders, 1))
+    print(f"{output}: {sizes}; {output.stat().st_size / 1e6:.1f} MB")
+    print(f"{time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

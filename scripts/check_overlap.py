@@ -1,0 +1,66 @@
+"""Count what training and test data share: utterances, speakers and sentences.
+
+python scripts/check_overlap.py --train LibriSpeech/train-clean-100 --test LibriSpeech/test-clean \
+    LibriSpeech/test-other --output_file overlap.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asr.cli import guarded
+from asr.evaluation import write_json
+from asr.machine import portable_path
+from asr.transcripts import overlap, read_lines
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command."""
+    parser = argparse.ArgumentParser(
+        description="Counts utterances, speakers and sentences in both training and test data.",
+        epilog="Each path is a manifest, a LibriSpeech folder, a folder of these, a *.trans.txt "
+        "file, or plain text with one sentence a line.",
+    )
+    add = parser.add_argument
+    add("--train", nargs="+", required=True, metavar="PATH", help="what was learnt from, also text")
+    add("--test", nargs="+", required=True, metavar="PATH", help="what is reported on")
+    add("--output_file", help="JSON with the counts and examples")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares every test set with every training set, and prints and writes the counts."""
+    trains = {path: read_lines(path) for path in args.train}
+    rows: list[dict[str, Any]] = []
+    for test in args.test:
+        lines = read_lines(test)
+        for train, train_lines in trains.items():
+            row = overlap(train_lines, lines)
+            rows.append({"train": portable_path(train), "test": portable_path(test), **row})
+            print(
+                f"{test} in {train}: {row['shared_utterances']} of {row['utterances']} utterances, "
+                f"{row['shared_speakers']} of {row['speakers']} speakers, "
+                f"{row['shared_sentences']} sentences, {row['shared_single_words']} single words"
+            )
+            for sentence in row["examples"]["sentences"]:
+                print(f"    {sentence}")
+    if args.output_file:
+        write_json(args.output_file, {"overlaps": rows})
+        print(f"written to {args.output_file}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
