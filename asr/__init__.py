@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from asr.beam import BeamConfig
     from asr.recognizer import Recognizer
 
 
-def load(path: str | Path, threads: int = 0) -> Recognizer:
-    """Loads a `.pt` checkpoint or an `.onnx` export; `threads` 0 means all cores."""
+def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
+    """Loads a `.pt` checkpoint or an `.onnx` export; `threads` 0 means all cores.
+
+    Greedy decoding unless `beam` sets up a search, e.g. `asr.beam.BeamConfig(lm="lm.arpa")`.
+    """
     from asr.recognizer import load as load_recognizer
 
-    return load_recognizer(path, threads=threads)
+    return load_recognizer(path, threads=threads, beam=beam)

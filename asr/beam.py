@@ -37,7 +37,7 @@ class BeamConfig:
     lm_weight: float = field(default=0.5, metadata={"help": "of the model's log probabilities"})
     word_bonus: float = field(default=1.0, metadata={"help": "added for every word"})
     unknown_penalty: float = field(
-        default=10.0, metadata={"help": "taken off for a word that the model does not know"}
+        default=1.0, metadata={"help": "taken off for every letter of an unknown word"}
     )
     token_threshold: float = field(
         default=8.0, metadata={"help": "tokens this far below a frame's best are not tried"}

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from asr.audio import read_audio
+from asr.beam import BeamConfig
 from asr.cli import guarded
-from asr.decoding import greedy_decode
 from asr.features import log_mel
+from asr.language_model import add_beam_flags, beam_from_flags
 from asr.machine import (
     busy_cores,
     busy_note,
@@ -49,16 +51,17 @@ WORST = 10
 
 def evaluate(
     model_path: str | Path, utterances: Sequence[Utterance], batch_size: int = 8,
-    threads: int = 0, measure_latency: bool = True, seed: int = 0,
+    threads: int = 0, measure_latency: bool = True, seed: int = 0, beam: BeamConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a model file on utterances; the keys are those of the result file, JSON types.
 
     `threads` 0 means all cores. Speed, `latency_*` in seconds, and `peak_rss` in bytes are those of
-    one thread; `speed` has them for one thread and for `threads`. Raises ValueError.
+    one thread; `speed` has them for one thread and for `threads`. Decoding is greedy without
+    `beam`. Raises ValueError.
     """
     if not utterances:
         raise ValueError("no utterances to evaluate on")
-    recognizer = load(model_path, threads)
+    recognizer = load(model_path, threads, beam)
     texts = transcribe_all(recognizer, utterances, batch_size)
     result = score(utterances, texts, seed)
     result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
@@ -67,7 +70,8 @@ def evaluate(
         audio = [u.audio_filepath for u in sample]
         durations = [u.duration for u in sample]
         speed = [
-            measure(model_path, n, audio, durations) for n in sorted({1, threads or usable_cores()})
+            measure(model_path, n, audio, durations, beam=beam)
+            for n in sorted({1, threads or usable_cores()})
         ]
         result |= {key: value for key, value in speed[0].items() if key != "threads"}
         result |= {"speed": speed, "speed_utterances": len(sample)}
@@ -104,7 +108,7 @@ def transcribe_all(
                     except ValueError as error:
                         raise ValueError(f"{path}: {error}") from None
             for i, log_probs in zip(together, recognizer.log_probs(features), strict=True):
-                texts[i] = recognizer.tokenizer.decode(greedy_decode(log_probs))
+                texts[i] = recognizer.decode(log_probs)
             bar.update(len(group))
     return texts
 
@@ -290,6 +294,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")
     add("--no_speed", action="store_true", help="leave speed and memory out")
     add("--no_texts", action="store_true", help="write no texts to the file, only their counts")
+    add_beam_flags(parser)
     args = parser.parse_args(argv)
     for name, least in (("batch_size", 1), ("threads", 0), ("limit", 0), ("seed", 0)):
         if getattr(args, name) < least:
@@ -300,6 +305,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     busy = busy_cores()
+    beam = beam_from_flags(args)
     utterances = read_test_data(args.test_data)[: args.limit or None]
     other = read_result(args.compare) if args.compare else None
     if other is not None:
@@ -307,8 +313,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output_file:
         check_writable(args.output_file)
     result = evaluate(
-        args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed
-    )
+        args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed,
+        beam,
+    )  # fmt: skip
     rows = result.pop("utterances")
     result |= {
         "model": portable_path(args.model_path),
@@ -317,6 +324,7 @@ def run(args: argparse.Namespace) -> int:
         "commit": commit(),
         "seed": args.seed,
         "batch_size": args.batch_size,
+        "decoding": asdict(beam) | {"lm": portable_path(beam.lm)} if beam else "greedy",
         "definition": DEFINITION,
         "machine": describe_machine() | {"load_before": busy},
     }

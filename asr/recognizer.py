@@ -8,7 +8,7 @@ grow with the recording: see `transcribe`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.audio import check_waveform, read_audio
+from asr.beam import BeamConfig
 from asr.config import FeatureConfig, config_from_dict
 from asr.decoding import greedy_decode
 from asr.features import log_mel
@@ -59,12 +60,13 @@ class Recognizer:
         self.info = backend.info
         self.one_at_a_time = self.info.one_at_a_time
         self.tokenizer = Tokenizer(self.info.tokens)
+        self.decoder: Callable[[Array], list[int]] = greedy_decode
 
     def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> str:
         """The text of an audio file, or of a waveform (N,) in [-1, 1] at `sample_rate` Hz.
 
         A file brings its own sample rate. Silence gives an empty text. Needs the memory of
-        `WINDOW` seconds in the network, plus 4 MB a minute for the waveform. Raises AudioError
+        `WINDOW` seconds in the network, plus 8 MB a minute for the waveform. Raises AudioError
         (a ValueError) for audio that cannot be used, or is shorter than one output frame.
         """
         rate = self.info.features.sample_rate
@@ -79,7 +81,11 @@ class Recognizer:
                 f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
                 f"({self._samples_per_frame / rate:.2f} s); record more"
             )
-        return self.tokenizer.decode(greedy_decode(self.waveform_log_probs(waveform)))
+        return self.decode(self.waveform_log_probs(waveform))
+
+    def decode(self, log_probs: Array) -> str:
+        """The text of log_probs (T', V)."""
+        return self.tokenizer.decode(self.decoder(log_probs))
 
     def waveform_log_probs(self, waveform: Array) -> Array:
         """log_probs (T', V) of a waveform (N,) at the model's rate, in windows where it is long."""
@@ -171,12 +177,21 @@ def meeting_frame(left: Array, right: Array) -> int:
     return int(both_blank[np.abs(both_blank - middle).argmin()])
 
 
-def load(path: str | Path, threads: int = 0) -> Recognizer:
+def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
     """Loads an `.onnx` export or a `.pt` checkpoint; `threads` 0 means all cores.
 
-    Raises ValueError, in one line, for a file that is missing, damaged or of another kind.
+    With `beam` it decodes by beam search, else greedily. Raises ValueError, in one line, for a file
+    that is missing, damaged or of another kind.
     """
-    path = Path(path)
+    recognizer = _load(Path(path), threads)
+    if beam is not None:
+        from asr.language_model import load_decoder
+
+        recognizer.decoder = load_decoder(recognizer.info.tokens, beam)
+    return recognizer
+
+
+def _load(path: Path, threads: int) -> Recognizer:
     if not path.exists():
         raise ValueError(f"{path}: no such model; name an .onnx or .pt file")
     if path.is_dir():

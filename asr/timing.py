@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asr.audio import read_audio
+from asr.beam import BeamConfig
 from asr.cli import guarded
 from asr.machine import ROOT
 from asr.recognizer import load
@@ -40,7 +42,10 @@ class TimedModel:
     Use it as a context manager. Raises ValueError, with the process's own line, where it fails.
     """
 
-    def __init__(self, model_path: str | Path, threads: int, audio: Sequence[str | Path]) -> None:
+    def __init__(
+        self, model_path: str | Path, threads: int, audio: Sequence[str | Path],
+        beam: BeamConfig | None = None,
+    ) -> None:  # fmt: skip
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep)}
         environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -49,7 +54,8 @@ class TimedModel:
             [sys.executable, "-m", "asr.timing"], env=environment, text=True, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
-        self._ask({"model": str(model_path), "threads": threads, "audio": [str(p) for p in audio]})
+        task = {"model": str(model_path), "threads": threads, "audio": [str(p) for p in audio]}
+        self._ask(task | {"beam": beam and asdict(beam)})
 
     def __enter__(self) -> TimedModel:
         return self
@@ -91,13 +97,13 @@ class TimedModel:
 
 def measure(
     model_path: str | Path, threads: int, audio: Sequence[str | Path],
-    durations: Sequence[float], rounds: int = 3,
+    durations: Sequence[float], rounds: int = 3, beam: BeamConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Latency in seconds, RTF and peak memory in bytes of a model over some audio files.
 
     After one round of warm-up every file is transcribed `rounds` times; its latency is the median.
     """
-    with TimedModel(model_path, threads, audio) as model:
+    with TimedModel(model_path, threads, audio, beam) as model:
         model.round()
         latencies = np.median([model.round() for _ in range(rounds)], axis=0)
         peak = model.peak_rss()
@@ -132,7 +138,8 @@ def peak_memory() -> int:
 def serve() -> None:
     """The process's side: loads what the first line names, then answers a line at a time."""
     task = json.loads(sys.stdin.readline())
-    recognizer = load(task["model"], threads=task["threads"])
+    beam = task["beam"] and BeamConfig(**task["beam"])
+    recognizer = load(task["model"], threads=task["threads"], beam=beam)
     rate = recognizer.info.features.sample_rate
     waveforms = [read_audio(path, rate) for path in task["audio"]]
     _answer("ready")

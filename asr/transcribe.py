@@ -13,6 +13,7 @@ from pathlib import Path
 
 from asr.audio import EXTENSIONS
 from asr.cli import describe, guarded
+from asr.language_model import add_beam_flags, beam_from_flags
 from asr.manifest import write_atomically
 from asr.recognizer import load
 
@@ -34,6 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model_path", help=f".onnx or .pt model (default: {SHIPPED})")
     parser.add_argument("--output_text", help="file to write (default: standard output)")
     parser.add_argument("--threads", type=int, default=0, help="0 means all cores (default: 0)")
+    add_beam_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -69,7 +71,10 @@ def run(args: argparse.Namespace) -> int:
     several = len(files) > 1 or Path(args.audio_path[0]).is_dir()
     if args.output_text and any(same_file(args.output_text, path) for path in files):
         raise ValueError(f"{args.output_text}: is the audio itself; choose another --output_text")
-    recognizer = load(find_model(args.model_path), threads=args.threads)
+    if args.output_text and Path(args.output_text).is_dir():
+        raise ValueError(f"{args.output_text}: a folder; name a file in it with --output_text")
+    beam = beam_from_flags(args)
+    recognizer = load(find_model(args.model_path), threads=args.threads, beam=beam)
     lines: list[str] = []
     failed = 0
     for path in files:

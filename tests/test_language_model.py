@@ -1,0 +1,220 @@
+"""Words scored by a language model, and the commands that use one.
+
+Each test of the scorer runs with kenlm where it is installed, and always with a stand-in for it.
+"""
+
+import gzip
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+import asr
+from asr.beam import BeamConfig
+from asr.evaluation import main as evaluate
+from asr.language_model import WordModel, load_decoder, read_vocabulary
+from asr.ngram import estimate, write_arpa
+from asr.transcribe import main as transcribe
+from tests import arpa
+from tests.corpus import tone_waveform, write_corpus
+
+TEXT = [
+    s.split()
+    for s in ("the cat sat", "the cat ran", "a dog ran", "the dog sat", "a cat", "the the dog ran")
+]
+TOKENS = ["<blk>", "▁", *"abcdefghijklmnopqrstuvwxyz'"]
+
+
+@pytest.fixture
+def model_path(tmp_path):
+    path = tmp_path / "lm.arpa"
+    write_arpa(path, estimate(TEXT, 3, []))
+    return path
+
+
+@pytest.fixture(params=["kenlm", "stand-in"])
+def engine(request, monkeypatch):
+    if request.param == "kenlm":
+        return pytest.importorskip("kenlm", reason="the optional extra kenlm is not installed")
+    monkeypatch.setitem(sys.modules, "kenlm", arpa)
+    return arpa
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kenlm", arpa)
+
+
+def sentence_score(scorer, words) -> float:
+    total, state = 0.0, scorer.start()
+    for word in words:
+        score, state = scorer.score(state, word)
+        total += score
+    return total + scorer.end(state)
+
+
+# ---- the scorer -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sentence", ["the cat ran", "a dog sat", "ran", ""])
+def test_words_add_their_weighted_natural_logarithms(engine, model_path, sentence):
+    scorer = WordModel(model_path, BeamConfig(lm_weight=0.7, word_bonus=0.25))
+    table, history, log10 = arpa.Arpa(model_path), ("<s>",), 0.0
+    for word in [*sentence.split(), "</s>"]:
+        log10 += table.log10(word, history)
+        history = (*history, word)
+    expected = 0.7 * math.log(10) * log10 + 0.25 * len(sentence.split())
+    assert sentence_score(scorer, sentence.split()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_unknown_word_pays_for_every_letter(engine, model_path):
+    free, paid = (
+        WordModel(model_path, BeamConfig(unknown_penalty=penalty)) for penalty in (0, 2.5)
+    )
+    words = ["the", "unheard", "cat"]
+    difference = sentence_score(free, words) - sentence_score(paid, words)
+    assert difference == pytest.approx(7 * 2.5, abs=1e-4)
+
+
+def test_a_prefix_promises_its_best_word(engine, model_path):
+    scorer = WordModel(model_path, BeamConfig())
+    null, table = scorer._null, arpa.Arpa(model_path)
+    words = [w for w in table.words if w not in ("<s>", "</s>", "<unk>")]
+    for prefix in ("t", "th", "the", "c", "a", "d", "do"):
+        expected = max(scorer.score(null, w)[0] for w in words if w.startswith(prefix))
+        assert scorer.ahead(prefix) == pytest.approx(expected, abs=1e-6)
+    assert scorer.ahead("x") < min(scorer.score(null, w)[0] for w in words)
+    assert scorer.ahead("xyz") < scorer.ahead("xy") - 0.9
+
+
+def test_a_model_of_capitals_is_asked_in_capitals(engine, model_path, tmp_path):
+    write_arpa(tmp_path / "CAPITALS.arpa", estimate([[w.upper() for w in s] for s in TEXT], 3, []))
+    small, capitals = (
+        WordModel(path, BeamConfig()) for path in (model_path, tmp_path / "CAPITALS.arpa")
+    )
+    for words in (["the", "cat"], ["an", "unknown", "word"]):
+        expected = sentence_score(small, words)
+        assert sentence_score(capitals, words) == pytest.approx(expected, abs=1e-4)
+    assert capitals.ahead("ca") == pytest.approx(small.ahead("ca"), abs=1e-4)
+
+
+def test_the_words_of_a_file(model_path, tmp_path):
+    words = ["<unk>", "<s>", "</s>", "a", "cat", "dog", "ran", "sat", "the"]
+    assert list(read_vocabulary(model_path)) == words
+    packed = tmp_path / "lm.arpa.gz"
+    packed.write_bytes(gzip.compress(model_path.read_bytes()))
+    assert list(read_vocabulary(packed)) == words
+    binary = tmp_path / "lm.bin"  # a kenlm binary ends in its words
+    binary.write_bytes(b"mmap lm http\0\1\2<unk>\0\xff" + "".join(w + "\0" for w in words).encode())
+    assert list(read_vocabulary(binary)) == words
+
+
+# ---- decoding ---------------------------------------------------------------------------------
+
+
+def test_the_model_chooses_the_word_that_fits(engine, model_path):
+    """The sounds say `the bat sat`, barely; the model has heard of cats only."""
+    text = "the▁bat▁sat"
+    log_probs = np.full((2 * len(text), len(TOKENS)), -12.0)
+    log_probs[1::2, 0] = 0
+    for i, c in enumerate(text):
+        log_probs[2 * i, TOKENS.index(c)] = -0.1
+    log_probs[8, TOKENS.index("c")] = -1.0
+    for config, expected in (
+        (BeamConfig(lm=str(model_path)), "the cat sat"),
+        (BeamConfig(lm=str(model_path), lm_weight=0.0, unknown_penalty=0.0), "the bat sat"),
+        (BeamConfig(), "the bat sat"),
+    ):
+        ids = load_decoder(TOKENS, config)(log_probs)
+        assert "".join(TOKENS[i] for i in ids).replace("▁", " ") == expected
+
+
+# ---- mistakes ---------------------------------------------------------------------------------
+
+
+def test_without_kenlm_one_line_says_what_to_install(model_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    with pytest.raises(ValueError, match=r"needs the kenlm package: pip install kenlm$"):
+        WordModel(model_path, BeamConfig())
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\\data\\\nngram 1=3\n", b"mmap lm\0"])
+def test_a_damaged_model_is_named(engine, tmp_path, content):
+    path = tmp_path / "broken.arpa"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken.arpa: (not a language model|lists no words)"):
+        WordModel(path, BeamConfig())
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such language model"):
+        WordModel(tmp_path / "lm.arpa", BeamConfig())
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A model of the words a b c of the tone corpus."""
+    path = tmp_path / "letters.arpa"
+    write_arpa(path, estimate([list("abc"), list("cab")], 2, []))
+    return path
+
+
+def test_transcribe_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, engine):
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, tone_waveform("abc a"), 16000)
+    flags = ["--audio_path", str(audio), "--model_path", str(tiny_checkpoint), "--threads", "1"]
+    texts = []
+    for more in ([], ["--beam_size", "8"], ["--lm", str(letters), "--word_bonus", "9"]):
+        assert transcribe([*flags, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert len(set(texts)) > 1
+    beam = BeamConfig(lm=str(letters), word_bonus=9.0)
+    assert texts[2] == asr.load(tiny_checkpoint, 1, beam).transcribe(audio) + "\n"
+
+
+def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, engine):
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    out = tmp_path / "result.json"
+    flags = [
+        "--model_path", tiny_checkpoint, "--test_data", data, "--threads", 1, "--no_speed",
+        "--output_file", out,
+    ]  # fmt: skip
+    assert evaluate([*map(str, flags), "--lm", str(letters), "--lm_weight", "0.25"]) == 0
+    result = json.loads(out.read_text())
+    assert result["decoding"]["lm_weight"] == 0.25
+    assert result["decoding"]["lm"].endswith("letters.arpa")
+    assert str(tmp_path) not in out.read_text()
+    recognizer = asr.load(tiny_checkpoint, 1, BeamConfig(lm=str(letters), lm_weight=0.25))
+    for row in result["utterances"]:
+        assert row["hypothesis"] == recognizer.transcribe(data.parent / f"{row['id']}.wav")
+    assert evaluate([*map(str, flags)]) == 0
+    assert json.loads(out.read_text())["decoding"] == "greedy"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lm", "no.arpa"], "no.arpa: no such language model"),
+        (["--lm_weight", "0.5"], "--lm_weight needs a language model: --lm FILE"),
+        (["--word_bonus", "0"], "--word_bonus needs a language model: --lm FILE"),
+        (["--beam_size", "0"], "beam_size 0 must be at least 1"),
+    ],
+)
+def test_commands_explain_mistakes(tiny_checkpoint, tmp_path, capsys, flags, message):
+    soundfile.write(tmp_path / "a.wav", tone_waveform("ab"), 16000)
+    model = ["--model_path", str(tiny_checkpoint)]
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    for command, what in (
+        (transcribe, ["--audio_path", str(tmp_path / "a.wav")]),
+        (evaluate, ["--test_data", str(data), "--no_speed"]),
+    ):
+        assert command([*model, *what, *flags]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
