@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.cli import guarded
-from asr.evaluation import write_json
+from asr.evaluation import check_writable, write_json
 from asr.machine import portable_path
 from asr.transcripts import overlap, read_lines
 
@@ -36,6 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Compares every test set with every training set, and prints and writes the counts."""
+    if args.output_file:
+        check_writable(args.output_file)
     trains = {path: read_lines(path) for path in args.train}
     rows: list[dict[str, Any]] = []
     for test in args.test:

@@ -18,6 +18,7 @@ from asr.evaluation import main as evaluate
 from asr.language_model import WordModel, load_decoder, read_vocabulary
 from asr.ngram import estimate, write_arpa
 from asr.transcribe import main as transcribe
+from scripts import tune_lm
 from tests import arpa
 from tests.corpus import tone_waveform, write_corpus
 
@@ -62,7 +63,8 @@ def sentence_score(scorer, words) -> float:
 @pytest.mark.parametrize("sentence", ["the cat ran", "a dog sat", "ran", ""])
 def test_words_add_their_weighted_natural_logarithms(engine, model_path, sentence):
     scorer = WordModel(model_path, BeamConfig(lm_weight=0.7, word_bonus=0.25))
-    table, history, log10 = arpa.Arpa(model_path), ("<s>",), 0.0
+    table, log10 = arpa.Arpa(model_path), 0.0
+    history: tuple[str, ...] = ("<s>",)
     for word in [*sentence.split(), "</s>"]:
         log10 += table.log10(word, history)
         history = (*history, word)
@@ -195,6 +197,30 @@ def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, engin
         assert row["hypothesis"] == recognizer.transcribe(data.parent / f"{row['id']}.wav")
     assert evaluate([*map(str, flags)]) == 0
     assert json.loads(out.read_text())["decoding"] == "greedy"
+
+
+def test_tune_lm_tries_pairs_of_weights(tiny_checkpoint, letters, tmp_path, capsys, engine):
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    out = tmp_path / "tuned.json"
+    flags = [
+        "--model_path", tiny_checkpoint, "--lm", letters, "--dev_data", data, "--threads", 1,
+        "--lm_weights", "0,0.5", "--word_bonuses", "1,2,-3", "--output_file", out,
+    ]  # fmt: skip
+    assert tune_lm.main([*map(str, flags)]) == 0
+    result = json.loads(out.read_text())
+    pairs = [(row["lm_weight"], row["word_bonus"]) for row in result["table"]]
+    assert pairs == [(0, 1), (0, 2), (0, -3), (0.5, 1), (0.5, 2), (0.5, -3)]
+    best = min(result["table"], key=lambda row: (row["wer"], row["cer"]))
+    printed = capsys.readouterr().out
+    assert f"best: --lm_weight {best['lm_weight']:g} --word_bonus {best['word_bonus']:g}" in printed
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_tune_lm_keeps_test_sets_closed(tiny_checkpoint, letters, tmp_path, capsys):
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    flags = ["--model_path", str(tiny_checkpoint), "--lm", str(letters)]
+    assert tune_lm.main([*flags, "--dev_data", str(data.rename(data.parent / "test_a.json"))]) == 2
+    assert "test_a is a test set; name a dev set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
