@@ -1,7 +1,8 @@
 """Weights shared by k-means: each becomes an index into a small codebook.
 
 Deep Compression (Han et al. 2016, arXiv 1510.00149), with one codebook a layer or a few. Where
-speech is given, k-means weighs a weight by the mean square of its input. Indices are stored in
+speech is given, k-means weighs a weight by the mean square of its input, and the error of each
+column is passed on to the next ones as in GPTQ. Indices are stored in
 log2(num_clusters) bits or entropy-coded, codebooks in fp16; a zero weight stays zero. Fine-tuning
 trains the codebooks and leaves the indices.
 """
@@ -10,15 +11,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress import convolution, core, packing
-from compress.calibration import input_moments, need
-from compress.kmeans import kmeans
+from compress import convolution, core, packing, rounding
+from compress.calibration import input_grams, need
+from compress.kmeans import assign, kmeans
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ class _Clustered(nn.Module):
         bias = nn.Parameter(torch.empty(shape[0])) if args["bias"] else None
         self.register_parameter("bias", bias)
 
-    def fill(self, weight: Tensor, bias: Tensor | None, importance: Tensor | None = None) -> None:
-        """Computes codebooks and indices; `importance` is broadcast over the weight."""
+    def fill(self, weight: Tensor, bias: Tensor | None, gram: Tensor | None = None) -> None:
+        """Computes codebooks and indices, for inputs of this Gram matrix (in, in) if given."""
+        importance = None if gram is None else gram.diagonal()
         for i, part in enumerate(torch.split(weight.detach(), self.rows)):
-            of_part = None if importance is None else importance.expand_as(part)
-            codebook, indices = kmeans(part, self.codebook.shape[1], of_part)
+            h = None if importance is None else importance.expand_as(part)
+            codebook = kmeans(part, self.codebook.shape[1], h)
             self.codebook.data[i] = codebook
-            self.indices[i * self.rows : i * self.rows + len(part)] = indices
+            if gram is not None:
+                part = rounding.feed_back(part, gram, partial(_nearest, codebook))
+            self.indices[i * self.rows : i * self.rows + len(part)] = assign(part, codebook)
         if bias is not None:
             self.bias = nn.Parameter(core.round_to_half(bias.detach()))
 
@@ -106,6 +111,10 @@ class _Clustered(nn.Module):
         return f"{self.codebook.shape[1]} clusters{several}"
 
 
+def _nearest(codebook: Tensor, values: Tensor, column: int) -> Tensor:
+    return codebook[assign(values, codebook).long()]
+
+
 class ClusteredLinear(_Clustered):
     """y = x @ codebook[indices].T + bias."""
 
@@ -121,15 +130,15 @@ class ClusteredLinear(_Clustered):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, config: Config, importance: Tensor | None = None
+        cls, linear: nn.Linear, config: Config, gram: Tensor | None = None
     ) -> ClusteredLinear:
-        """Clusters a weight; `importance` (in,) weighs the squared errors of its columns."""
+        """Clusters a weight, for the inputs of this Gram matrix (in, in) if given."""
         layer = cls(
             linear.in_features, linear.out_features, config.num_clusters,
             min(config.codebooks, linear.out_features), linear.bias is not None,
             config.entropy_coding,
         )  # fmt: skip
-        layer.fill(linear.weight, linear.bias, importance)
+        layer.fill(linear.weight, linear.bias, gram)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
@@ -172,14 +181,13 @@ def apply(
 ) -> nn.Module:
     """Clusters Linears and convolutions, rounds all that is left to fp16."""
     chosen = core.layers(model, config.include, config.exclude, (nn.Linear, *core.CONVOLUTIONS))
-    power: dict[str, Tensor] = {}
+    grams: dict[str, Tensor] = {}
     if config.activation_aware:
         names = [name for name, layer in chosen if isinstance(layer, nn.Linear)]
-        moments = input_moments(model, need(calibration, "activation_aware"), names)
-        power = {name: moment.gram.diagonal() for name, moment in moments.items()}
+        grams = input_grams(model, need(calibration, "activation_aware"), names)
     for name, layer in core.progress(chosen):
         if isinstance(layer, nn.Linear):
-            replacement: nn.Module = ClusteredLinear.from_linear(layer, config, power.get(name))
+            replacement: nn.Module = ClusteredLinear.from_linear(layer, config, grams.get(name))
         else:
             assert isinstance(layer, nn.Conv1d | nn.Conv2d)
             replacement = ClusteredConv.from_conv(layer, config)
