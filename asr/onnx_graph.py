@@ -45,6 +45,7 @@ def build_graph(model: ConformerCTC) -> onnx_ir.Model:
             graph.graph.opset_imports.update(function.opset_imports)
     tidy(graph)
     store_halves(graph)
+    drop_shapes(graph)
     return graph
 
 
@@ -207,6 +208,17 @@ def store_halves(graph: onnx_ir.Model) -> None:
         onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         del inner.initializers[name]
         inner.register_initializer(half)
+
+
+def drop_shapes(graph: onnx_ir.Model) -> None:
+    """Leaves out what every runtime infers: types, shapes and origins of inner values."""
+    inner = graph.graph
+    ends = {*inner.inputs, *inner.outputs}
+    values = [*inner.initializers.values(), *(x for node in inner for x in node.outputs), *ends]
+    for value in values:
+        value.metadata_props.clear()
+        if value not in ends:
+            value.type = value.shape = None
 
 
 def exact_in_half(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
