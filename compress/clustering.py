@@ -1,8 +1,7 @@
 """Weights shared by k-means: each becomes an index into a small codebook.
 
 Deep Compression (Han et al. 2016, arXiv 1510.00149), with one codebook a layer or a few. Where
-speech is given, k-means weighs a weight by the mean square of its input, and the error of each
-column is passed on to the next ones as in GPTQ. Indices are stored in
+speech is given, k-means weighs a weight by the mean square of its input. Indices are stored in
 log2(num_clusters) bits or entropy-coded, codebooks in fp16; a zero weight stays zero. Fine-tuning
 trains the codebooks and leaves the indices.
 """
@@ -11,16 +10,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress import convolution, core, packing, rounding
-from compress.calibration import input_grams, need
-from compress.kmeans import assign, kmeans
+from compress import convolution, core, packing
+from compress.calibration import input_moments, need
+from compress.kmeans import kmeans
 
 
 @dataclass(frozen=True)
@@ -70,16 +68,13 @@ class _Clustered(nn.Module):
         bias = nn.Parameter(torch.empty(shape[0])) if args["bias"] else None
         self.register_parameter("bias", bias)
 
-    def fill(self, weight: Tensor, bias: Tensor | None, gram: Tensor | None = None) -> None:
-        """Computes codebooks and indices, for inputs of this Gram matrix (in, in) if given."""
-        importance = None if gram is None else gram.diagonal()
+    def fill(self, weight: Tensor, bias: Tensor | None, importance: Tensor | None = None) -> None:
+        """Computes codebooks and indices; `importance` is broadcast over the weight."""
         for i, part in enumerate(torch.split(weight.detach(), self.rows)):
-            h = None if importance is None else importance.expand_as(part)
-            codebook = kmeans(part, self.codebook.shape[1], h)
+            of_part = None if importance is None else importance.expand_as(part)
+            codebook, indices = kmeans(part, self.codebook.shape[1], of_part)
             self.codebook.data[i] = codebook
-            if gram is not None:
-                part = rounding.feed_back(part, gram, partial(_nearest, codebook))
-            self.indices[i * self.rows : i * self.rows + len(part)] = assign(part, codebook)
+            self.indices[i * self.rows : i * self.rows + len(part)] = indices
         if bias is not None:
             self.bias = nn.Parameter(core.round_to_half(bias.detach()))
 
@@ -111,10 +106,6 @@ class _Clustered(nn.Module):
         return f"{self.codebook.shape[1]} clusters{several}"
 
 
-def _nearest(codebook: Tensor, values: Tensor, column: int) -> Tensor:
-    return codebook[assign(values, codebook).long()]
-
-
 class ClusteredLinear(_Clustered):
     """y = x @ codebook[indices].T + bias."""
 
@@ -130,15 +121,15 @@ class ClusteredLinear(_Clustered):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, config: Config, gram: Tensor | None = None
+        cls, linear: nn.Linear, config: Config, importance: Tensor | None = None
     ) -> ClusteredLinear:
-        """Clusters a weight, for the inputs of this Gram matrix (in, in) if given."""
+        """Clusters a weight; `importance` (in,) weighs the squared errors of its columns."""
         layer = cls(
             linear.in_features, linear.out_features, config.num_clusters,
             min(config.codebooks, linear.out_features), linear.bias is not None,
             config.entropy_coding,
         )  # fmt: skip
-        layer.fill(linear.weight, linear.bias, gram)
+        layer.fill(linear.weight, linear.bias, importance)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
@@ -181,13 +172,14 @@ def apply(
 ) -> nn.Module:
     """Clusters Linears and convolutions, rounds all that is left to fp16."""
     chosen = core.layers(model, config.include, config.exclude, (nn.Linear, *core.CONVOLUTIONS))
-    grams: dict[str, Tensor] = {}
+    power: dict[str, Tensor] = {}
     if config.activation_aware:
         names = [name for name, layer in chosen if isinstance(layer, nn.Linear)]
-        grams = input_grams(model, need(calibration, "activation_aware"), names)
+        moments = input_moments(model, need(calibration, "activation_aware"), names)
+        power = {name: moment.gram.diagonal() for name, moment in moments.items()}
     for name, layer in core.progress(chosen):
         if isinstance(layer, nn.Linear):
-            replacement: nn.Module = ClusteredLinear.from_linear(layer, config, grams.get(name))
+            replacement: nn.Module = ClusteredLinear.from_linear(layer, config, power.get(name))
         else:
             assert isinstance(layer, nn.Conv1d | nn.Conv2d)
             replacement = ClusteredConv.from_conv(layer, config)

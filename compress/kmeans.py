@@ -14,8 +14,8 @@ ITERATIONS = 500
 TOLERANCE = 1e-4  # of the mean distance of centroids: stop when none moves further
 
 
-def kmeans(values: Tensor, k: int, importance: Tensor | None = None) -> Tensor:
-    """Codebook (k,) of fp16 values, ascending.
+def kmeans(values: Tensor, k: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Codebook (k,) of fp16 values, ascending, and the nearest entry of each value, uint8.
 
     Minimises the sum of importance * (value - centroid)**2. Exact zeros get a centroid of exactly
     0. At most k different values are kept as they are (in fp16).
@@ -28,13 +28,9 @@ def kmeans(values: Tensor, k: int, importance: Tensor | None = None) -> Tensor:
     if zeros:
         centroids = torch.cat((centroids, centroids.new_zeros(1)))
     codebook = centroids.to(torch.float16).to(torch.float32).sort().values
-    return torch.cat((codebook, codebook[-1:].expand(k - len(codebook))))
-
-
-def assign(values: Tensor, codebook: Tensor) -> Tensor:
-    """Of each value the index of the nearest entry of an ascending codebook (k <= 256,), uint8."""
+    codebook = torch.cat((codebook, codebook[-1:].expand(k - len(codebook))))
     middles = (codebook[1:] + codebook[:-1]) / 2
-    return torch.bucketize(values, middles).to(torch.uint8)
+    return codebook, torch.bucketize(values, middles).to(torch.uint8)
 
 
 def _lloyd(values: Tensor, weight: Tensor, k: int) -> Tensor:

@@ -7,7 +7,6 @@ scale, so what is computed is what is stored. Exact zeros stay exact zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1)}
 SHRINK = torch.linspace(0.65, 1.1, 10).tolist()  # clipping tried by the search, 1 = none
 LARGEST = 4096  # inputs of a layer whose Gram matrix is inverted
-BLOCK = 64  # columns whose errors are passed on together
 DAMPING = 0.01  # share of the mean diagonal added to a Gram matrix before it is inverted
 
 
@@ -156,50 +154,29 @@ def output_error(weight: Tensor, approximation: Tensor, gram: Tensor) -> float:
 def compensated(
     weight: Tensor, precision: str, group_size: int, asymmetric: bool, gram: Tensor
 ) -> Quantized:
-    """`grouped` for inputs of Gram matrix (in, in): its scales, the integers by `feed_back`."""
-    diagonal = gram.diagonal()
-    importance = diagonal + DAMPING * diagonal.mean()
-    _, scale, zero_point = grouped(weight, precision, group_size, asymmetric, importance)
-    low, high = limits(precision, asymmetric)
-    columns = to_columns(scale, group_size, weight.shape[1]).t().contiguous()
-    zero = torch.zeros_like(columns)
-    if zero_point is not None:
-        zero = to_columns(zero_point, group_size, weight.shape[1]).t().float()
+    """`grouped` for the inputs of Gram matrix (in, in), each column's error passed on to the next.
 
-    def nearest(column: Tensor, j: int) -> Tensor:
-        q = (column / columns[j]).round().clamp(low - zero[j], high - zero[j])
-        return q * columns[j]
-
-    target = feed_back(weight, gram, nearest)
-    qweight = to_integers(target, scale, zero_point, group_size, low, high)
-    return Quantized(qweight.to(torch.int8), scale, zero_point)
-
-
-def feed_back(weight: Tensor, gram: Tensor, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Approximates a weight (out, in) column by column, each error passed on to later columns.
-
-    GPTQ (Frantar et al. 2022, arXiv 2210.17323) for inputs of Gram matrix (in, in), in blocks.
-    `nearest(column (out,), j)` approximates column j; zeros stay zero. Layers of more than
-    `LARGEST` inputs are approximated without passing errors on.
+    GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the scales fixed beforehand. Layers of more
+    than `LARGEST` inputs are rounded as `grouped` does.
     """
-    size = weight.shape[1]
-    upper = torch.eye(size)
-    if size <= LARGEST:
-        damping = DAMPING * float(gram.diagonal().mean()) + 1e-12
-        inverse = torch.cholesky_inverse(
-            torch.linalg.cholesky(gram.double() + damping * torch.eye(size))
-        )
-        upper = torch.linalg.cholesky(inverse, upper=True).float()
-    present = (weight != 0).t().contiguous()
-    w = weight.t().contiguous()  # (in, out): rows are faster to walk through
-    result = torch.empty_like(w)
-    for start in range(0, size, BLOCK):
-        block = slice(start, start + BLOCK)
-        part, factors = w[block], upper[block, block]
-        errors = torch.empty_like(part)
-        for j in range(len(part)):
-            result[start + j] = nearest(part[j], start + j) * present[start + j]
-            errors[j] = (part[j] - result[start + j]) / factors[j, j]
-            part[j + 1 :] -= torch.outer(factors[j, j + 1 :], errors[j])
-        w[start + BLOCK :] -= upper[block, start + BLOCK :].t() @ errors
-    return result.t().contiguous()
+    diagonal = gram.diagonal()
+    fixed = grouped(weight, precision, group_size, asymmetric, diagonal + DAMPING * diagonal.mean())
+    if len(gram) > LARGEST:
+        return fixed
+    damped = gram.double() + torch.eye(len(gram)) * (DAMPING * diagonal.mean() + 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    low, high = limits(precision, asymmetric)
+    scale = to_columns(fixed.scale, group_size, weight.shape[1])
+    zero = torch.zeros_like(scale)
+    if fixed.zero_point is not None:
+        zero = to_columns(fixed.zero_point, group_size, weight.shape[1]).float()
+    w = weight.clone()
+    qweight = torch.empty_like(fixed.qweight)
+    for j in range(weight.shape[1]):
+        q = ((w[:, j] / scale[:, j]).round() + zero[:, j]).clamp(low, high)
+        qweight[:, j] = q.to(torch.int8)
+        error = (w[:, j] - (q - zero[:, j]) * scale[:, j]) / upper[j, j]
+        w[:, j + 1 :] -= torch.outer(error, upper[j, j + 1 :])
+    qweight[weight == 0] = zero[weight == 0].to(torch.int8)
+    return Quantized(qweight, fixed.scale, fixed.zero_point)
