@@ -112,10 +112,13 @@ def principal_components(weight: Tensor, moments: Moments | None = None) -> Comp
     if moments is None:
         basis, s, _ = torch.linalg.svd(weight, full_matrices=False)
         return Components(basis, s.square(), torch.zeros_like(weight[0]))
-    covariance = moments.covariance.double()
-    damping = DAMPING * float(covariance.diagonal().mean()) + 1e-12
-    root = torch.linalg.cholesky(covariance + damping * torch.eye(len(covariance)))
-    basis, s, _ = torch.linalg.svd(weight @ root.float(), full_matrices=False)
+    covariance = moments.covariance
+    covariance.diagonal().add_(DAMPING * covariance.diagonal().mean() + 1e-12)
+    if len(weight) <= len(covariance):
+        energy, basis = torch.linalg.eigh((weight @ covariance @ weight.t()).double())
+        return Components(basis.flip(1).float(), energy.flip(0).clamp(min=0), moments.mean)
+    root = torch.linalg.cholesky(covariance.double()).float()
+    basis, s, _ = torch.linalg.svd(weight @ root, full_matrices=False)
     return Components(basis, s.square(), moments.mean)
 
 
