@@ -169,8 +169,8 @@ def shift_relative(x: Tensor) -> Tensor:
     if x.requires_grad and not torch.compiler.is_compiling():
         x = x.contiguous()  # one strided view: its gradient is one copy, not four
         return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
-    x = F.pad(x, (1, 0)).view(b, h, 2 * t, t)  # each row moves one further to the left
-    return x[:, :, 1:].view(b, h, t, n)[..., :t]
+    x = F.pad(x, (1, 0)).flatten(2)[..., t:]  # each row moves one further to the left
+    return x.view(b, h, t, n)[..., :t]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -42,7 +42,7 @@ class TrainConfig:
         "auto", "bf16 where the processor has it", choices=("auto", "float32", "bf16")
     )
     device: str = _flag("auto", "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    compile: bool = _flag(False, "torch.compile the model")
+    compile: bool = _flag(False, "torch.compile feed-forward and attention: for GPUs")
     threads: int = _flag(0, "processor threads; 0 leaves the choice to PyTorch")
     num_workers: int = _flag(2, "processes that read and augment audio")
     seed: int = _flag(0, "seed of weights, order, augmentation and dropout")

@@ -142,7 +142,9 @@ class Trainer:
         self.wait_seconds = self.busy_seconds = 0.0  # of the last epoch: loader, and all
         self.forward: Any = self.model
         if config.compile:
-            self.forward = torch.compile(self.model, dynamic=True)
+            for block in self.model.blocks:  # not the convolutions: a graph for every length
+                for part in (block.ff1, block.attn, block.ff2):
+                    part.compile(dynamic=True)
         if self.world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,6 +237,23 @@ def test_output_folder_not_writable(corpus, tmp_path, capsys):
     blocked.write_text("")
     assert main(flags(corpus, blocked / "run", "--epochs", "1")) == 2
     assert str(blocked) in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
+def test_compiled_parts_take_new_lengths_without_a_new_graph(corpus, tmp_path):
+    plain = "--dropout 0 --epochs 1 --batch_size 2 --precision float32 --log_every 1".split()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert main(flags(corpus, tmp_path / "compiled", *plain, "--compile")) == 0
+    # one graph for each of feed-forward and attention, and one more each for a batch of one
+    assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    assert main(flags(corpus, tmp_path / "eager", *plain)) == 0
+    losses = [
+        [json.loads(line).get("loss") for line in (tmp_path / run / "log.jsonl").open()]
+        for run in ("compiled", "eager")
+    ]
+    assert len(losses[0]) == 10  # nine steps and the dev set
+    assert losses[0][:-1] == pytest.approx(losses[1][:-1], rel=1e-3)
 
 
 def test_schedules():
