@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Re-makes rows of the results table from scratch: compress the float model, export, evaluate both.
+# Usage: scripts/reproduce.sh MODEL_FOLDER TEST_DATA [ROW...]      without rows: all of them
+#   scripts/reproduce.sh experiments/an4 ../shared/an4 int8 structured_30
+# MODEL_FOLDER holds the float model.pt. Results go to MODEL_FOLDER/ROW_pt.json and ROW_onnx.json,
+# models to MODEL_FOLDER/ROW/. A row whose result is there already is skipped.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+folder=$1 test_data=$2
+shift 2
+
+flags() { # the settings of a row
+    case $1 in
+        fp16 | int8 | int4) echo --method quantization --precision "$1" ;;
+        int4_qat) echo --method quantization --precision int4 --fine_tune_epochs 5 ;;
+        ternary_qat) echo --method quantization --precision ternary --fine_tune_epochs 20 ;;
+        unstructured_30) echo --method pruning --sparsity 0.3 --fine_tune_epochs 3 ;;
+        unstructured_50) echo --method pruning --sparsity 0.5 --fine_tune_epochs 5 ;;
+        structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
+            --importance taylor --fine_tune_epochs 15 ;;
+        low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
+            --fine_tune_epochs 10 ;;
+        clustering_256) echo --method clustering --num_clusters 256 ;;
+        clustering_16) echo --method clustering --num_clusters 16 --activation_aware ;;
+        pruned_50_int8) echo --recipe experiments/recipes/pruned_50_int8.json ;;
+        *) echo "$0: no row is named $1; see the list in this file" >&2 && exit 2 ;;
+    esac
+}
+
+measure() { # NAME MODEL [more flags]
+    python evaluate.py --model_path "$2" --test_data "$test_data" --no_texts \
+        --output_file "$folder/$1.json" "${@:3}"
+}
+
+if [ ! -e "$folder/float_onnx.json" ]; then
+    python scripts/export_onnx.py --model_path "$folder/model.pt" --output_path "$folder/model.onnx"
+    measure float_pt "$folder/model.pt"
+    measure float_onnx "$folder/model.onnx"
+fi
+rows=${*:-fp16 int8 int4 clustering_256 clustering_16 int4_qat ternary_qat unstructured_30
+    unstructured_50 structured_30 low_rank pruned_50_int8}
+for row in $rows; do
+    settings=$(flags "$row")
+    [ -e "$folder/${row}_onnx.json" ] && continue
+    echo "== $row"
+    # shellcheck disable=SC2086
+    python compress.py $settings --model_path "$folder/model.pt" --output_dir "$folder/$row"
+    python scripts/export_onnx.py --model_path "$folder/$row/model.pt" \
+        --output_path "$folder/$row/model.onnx"
+    measure "${row}_pt" "$folder/$row/model.pt" --compare "$folder/float_pt.json"
+    # dynamic int8 has one activation scale a call, so one utterance at a time
+    measure "${row}_onnx" "$folder/$row/model.onnx" --batch_size 1 --compare "$folder/${row}_pt.json"
+done
