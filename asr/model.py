@@ -224,6 +224,20 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         return centred * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
 
 
+def convolve_frames(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution over the frames of x (B, T, C).
+
+    In PyTorch on a CPU a plain one runs as a 2-D convolution with channels last, the layout that x
+    has: with a kernel of 31 five times faster, forward and backward, than as a 1-D convolution.
+    """
+    x = x.transpose(1, 2)  # (B, C, T)
+    if type(conv) is not nn.Conv1d or torch.compiler.is_compiling():
+        return conv(x).transpose(1, 2)
+    weight, padding = conv.weight.unsqueeze(2), (0, *conv.padding)  # (C, 1, 1, K)
+    x = F.conv2d(x.unsqueeze(2), weight, conv.bias, (1, *conv.stride), padding, 1, conv.groups)
+    return x.squeeze(2).transpose(1, 2)
+
+
 class ConvModule(nn.Module):
     """Pointwise Linear with GLU, depthwise convolution, BatchNorm, SiLU, pointwise Linear."""
 
@@ -244,7 +258,7 @@ class ConvModule(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(2), 0)
         with no_cpu_autocast():
-            x = self.depthwise(cpu_float(x).transpose(1, 2)).transpose(1, 2)
+            x = convolve_frames(self.depthwise, cpu_float(x))
         return self.down(F.silu(self.batch_norm(x, mask)))
 
 
