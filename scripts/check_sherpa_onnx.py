@@ -41,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model_path", required=True, help="an .onnx export with its tokens.txt beside it")
     add("--test_data", required=True, help="manifest, LibriSpeech folder or folder of manifests")
     add("--output_file", help="JSON with the rates and every differing text")
+    add("--no_texts", action="store_true", help="name differing utterances without their texts")
     add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
     args = parser.parse_args(argv)
     args.command = command_line("scripts/check_sherpa_onnx.py", argv)
@@ -109,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         f"{result['characters_differing_aligned']:.2%} with equal frames; "
         f"{result['identical']:.1%} are identical"
     )
+    if args.no_texts:
+        result["differing"] = [row["id"] for row in result["differing"]]
     if args.output_file:
         about = {
             "model": portable_path(args.model_path),
