@@ -33,7 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="manifests or a LibriSpeech tree (see prepare_data.py)")
     parser.add_argument("--output_dir", help="folder for model.pt, last.pt and log.jsonl")
     parser.add_argument("--config", help="JSON or TOML file of flags; the command line wins")
-    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/last.pt")
+    parser.add_argument(
+        "--resume", action="store_true", default=None, help="go on from OUTPUT_DIR/last.pt"
+    )
     parser.add_argument("--init_from", help="fine-tune this checkpoint: its model and tokens")
     model = parser.add_argument_group("model")
     model.add_argument("--preset", choices=PRESETS, help="dimensions (default: small)")
@@ -58,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if unknown:
             parser.error(f"{args.config}: unknown settings: {', '.join(unknown)}")
         for name, value in args.file.items():
-            if getattr(args, name) in (None, False):
+            if getattr(args, name) is None:  # 0 on the command line is a choice
                 setattr(args, name, value)
     for name in ("data_dir", "output_dir"):
         if not getattr(args, name):

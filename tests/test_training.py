@@ -195,13 +195,15 @@ def test_fine_tuning_starts_from_the_given_weights(corpus, tmp_path):
 
 def test_bpe_and_config_file(corpus, tmp_path):
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"tokenizer": "bpe", "vocab_size": 8, "epochs": 7}))
-    more = ["--config", str(config), "--epochs", "1"]
+    settings = {"tokenizer": "bpe", "vocab_size": 8, "epochs": 7, "sorted_epochs": 3}
+    config.write_text(json.dumps(settings))
+    more = ["--config", str(config), "--epochs", "1", "--sorted_epochs", "0"]
     assert main(flags(corpus, tmp_path / "run", *more)) == 0
     checkpoint = load_checkpoint(tmp_path / "run" / "model.pt")
     assert len(checkpoint.tokenizer) == 8
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("abc a")) == "abc a"
-    assert checkpoint.history[-1]["config"]["epochs"] == 1  # the command line wins
+    used = checkpoint.history[-1]["config"]  # the command line wins, with 0 as well
+    assert (used["epochs"], used["sorted_epochs"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
