@@ -143,8 +143,8 @@ class Trainer:
         self.forward: Any = self.model
         if config.compile:
             for block in self.model.blocks:  # not the convolutions: a graph for every length
-                for part in (block.ff1, block.attn, block.ff2):
-                    part.compile(dynamic=True)
+                for part in ("ff1", "attn", "ff2"):
+                    block.get_submodule(part).compile(dynamic=True)
         if self.world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
