@@ -1,36 +1,62 @@
-"""Results side by side: the table of the design document, and what a smaller or faster model costs.
+"""Results side by side: one row a technique, and what a smaller or faster model costs.
 
-Reads the JSON files of evaluate.py. A model is compared with the baseline of its own kind: bytes
-and latency of a `.pt` with those of the baseline's `.pt`, of an `.onnx` with those of its `.onnx`.
+Reads the JSON files of evaluate.py. A file is compared with the baseline's file of its own kind:
+bytes and latency of a `.pt` with those of the baseline's `.pt`, of an `.onnx` with its `.onnx`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PLAIN_STEMS = ("result", "evaluation", "results")  # of files that are named by their folder
 MISSING = "–"
+END = "<!-- end -->"
+REFERENCE_FORMS = {"smaller": "{:.2f}", "delta_wer": "{:+.2%}", "faster": "{:.2f}"}
+
+NOTES = """\
+- *smaller*, *faster*: how many times, against the first row's file of the same kind.
+- *ΔWER*: relative change of the `.pt`'s word error rate against the first row's; *difference*: 95 %
+  interval of that change in percentage points, paired by utterance.
+- *ms*: median time from waveform to text, one utterance at a time, one thread; *memory*: the
+  highest of the process. Both are the `.onnx`'s, or where it says so the `.pt`'s.
+- *texts alike*: utterances of which the `.onnx` and the `.pt` write the same text."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What the report needs of a result file; NaN where it was not measured."""
 
-    name: str
+    name: str  # of the technique
     kind: str  # "pt" or "onnx"
     wer: float
     bytes: int
-    interval: tuple[float, float] = (math.nan, math.nan)
-    latency: float = math.nan  # seconds, median
-    peak_rss: float = math.nan
-    params: int = 0
+    path: Path
+    latency: float = math.nan  # seconds, median, one thread
+    peak_rss: float = math.nan  # bytes
     test_data: str = ""
+    comparison: dict[str, Any] = field(default_factory=dict)  # with the result it names `other`
     about: dict[str, Any] = field(default_factory=dict)  # command, commit, seed, machine
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another study's figures by technique: keys of REFERENCE_FORMS, ratios and fractions."""
+
+    source: str
+    rows: dict[str, dict[str, float]]
+
+    def find(self, name: str) -> dict[str, float]:
+        """The row of this name, else the longest that begins it: clustering for clustering_16."""
+        found = [key for key in self.rows if f"{name}_".startswith(f"{key}_")]
+        return self.rows[max(found, key=len)] if found else {}
+
+
+Files = Mapping[str, Result]  # the results of one technique by kind
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Result]:
@@ -60,42 +86,59 @@ def is_result(path: Path) -> bool:
 
 
 def read_result(path: Path) -> Result:
-    """One result file; named by its key `name`, by its file, or if that says nothing its folder."""
+    """One result file; named by its key `name`, by its file, or if that says nothing its folder.
+
+    The file's name may end in its kind: `int8_pt.json` and `int8_onnx.json` are both of int8.
+    """
     if not path.exists():
         raise ValueError(f"{path}: no such file; evaluate.py writes results")
     if not is_result(path):
         raise ValueError(f"{path}: not a result of evaluate.py (no wer and bytes in it)")
     contents = json.loads(path.read_text(encoding="utf-8"))
-    name = path.parent.name if path.stem in PLAIN_STEMS else path.stem
-    interval = contents.get("wer_interval") or (math.nan, math.nan)
+    kind = "onnx" if str(contents.get("model", "")).endswith(".onnx") else "pt"
+    stem = path.stem.removesuffix(f"_{kind}")
+    name = path.resolve().parent.name if stem in PLAIN_STEMS else stem
     return Result(
         name=str(contents.get("name") or name),
-        kind=Path(str(contents.get("model", ""))).suffix.removeprefix(".") or "pt",
+        kind=kind,
         wer=float(contents["wer"]),
         bytes=int(contents["bytes"]),
-        interval=(float(interval[0]), float(interval[1])),
+        path=path,
         latency=float(contents.get("latency_p50", math.nan)),
         peak_rss=float(contents.get("peak_rss", math.nan)),
-        params=int(contents.get("params", 0)),
         test_data=str(contents.get("test_data", "")),
-        about={key: contents.get(key) for key in ("command", "commit", "seed", "machine")},
+        comparison=contents.get("comparison") or {},
+        about={k: contents[k] for k in ("command", "commit", "seed", "machine") if k in contents},
     )
 
 
-def find_baseline(results: Sequence[Result], name: str) -> dict[str, Result]:
-    """The baseline for each kind of file; where a kind has none, another kind's is used.
+def read_reference(path: str | Path) -> Reference:
+    """Raises ValueError for a file that is not like experiments/design.json."""
+    like = "; it needs a source and rows like those of experiments/design.json"
+    try:
+        contents = json.loads(Path(path).read_text(encoding="utf-8"))
+        reference = Reference(str(contents["source"]), dict(contents["rows"]))
+        for name, row in reference.rows.items():
+            for key, value in row.items():
+                if key not in REFERENCE_FORMS or not isinstance(value, int | float):
+                    raise ValueError(f"{name}: {key} = {value!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not reference figures ({error}){like}") from None
+    return reference
 
-    Without a name: `baseline` or `float` in it, or the largest file. Raises ValueError.
+
+def find_baseline(results: Sequence[Result], name: str = "") -> str:
+    """The name of the technique the others are compared with.
+
+    Without a name: the largest with `baseline` or `float` in its name, those words alone first;
+    else the largest. Raises ValueError.
     """
-    if name:
-        named = [r for r in results if r.name == name]
-        if not named:
-            known = ", ".join(dict.fromkeys(r.name for r in results))
-            raise ValueError(f"no result is named {name!r}; there are {known}")
-    else:
-        named = [r for r in results if "baseline" in r.name.lower() or "float" in r.name.lower()]
-        named = named or [max(results, key=lambda r: r.bytes)]
-    return {r.kind: next((b for b in named if b.kind == r.kind), named[0]) for r in results}
+    if name and all(r.name != name for r in results):
+        known = ", ".join(dict.fromkeys(r.name for r in results))
+        raise ValueError(f"no result is named {name!r}; there are {known}")
+    words = ("baseline", "float")
+    named = [r for r in results if any(word in r.name.lower() for word in words)]
+    return name or max(named or results, key=lambda r: (r.name in words, r.bytes)).name
 
 
 def by_test_data(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -106,163 +149,165 @@ def by_test_data(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def markdown(results: Sequence[Result], baseline: str = "") -> str:
-    """One table for each test set, then how it was measured."""
-    parts = ["# Results"]
+def by_technique(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
+    """Name → kind → result. Raises ValueError for two files of one name and kind."""
+    techniques: dict[str, dict[str, Result]] = {}
+    for r in results:
+        other = techniques.setdefault(r.name, {}).setdefault(r.kind, r)
+        if other is not r:
+            raise ValueError(f"{other.path} and {r.path} are both the .{r.kind} of {r.name}; "
+                             'leave one out, or tell them apart by a key "name"')  # fmt: skip
+    return techniques
+
+
+def markdown(
+    results: Sequence[Result], baseline: str = "", reference: Reference | None = None
+) -> str:
+    """One table for each test set, what its columns mean, and how it was measured."""
+    parts: list[str] = []
     for data, group in by_test_data(results).items():
-        parts += [f"## {data}" if data else "", table(group, find_baseline(group, baseline))]
-    parts.append(methods(results))
+        first = find_baseline(group, baseline)
+        parts += [f"Test data: `{data}`" if data else "", table(group, first, reference)]
+    notes = [NOTES]
+    if reference:
+        notes.append(f"- *design*: {reference.source}; names that begin alike share a row of it.")
+    parts += ["\n".join([*notes, *machines(results)]), commands(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(results: Sequence[Result], baselines: dict[str, Result]) -> str:
-    """The design document's table: the baseline first, then by size; deltas are relative."""
-    first = {id(b) for b in baselines.values()}
-    ordered = sorted(results, key=lambda r: (r.kind != "pt", id(r) not in first, -r.bytes))
+def table(results: Sequence[Result], baseline: str, reference: Reference | None = None) -> str:
+    """One row a technique: the baseline first, then by the size of the `.pt`, largest first."""
+    techniques = by_technique(results)
+
+    def place(name: str) -> tuple[bool, int]:
+        files = techniques[name]
+        return name != baseline, -(files.get("pt") or files["onnx"]).bytes
+
     rows = [
-        "| technique | file | size (MB) | ratio | WER | 95 % interval | ΔWER | latency (ms) "
-        "| speed-up | memory (MB) |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        cells(name, techniques[name], techniques[baseline], reference)
+        for name in sorted(techniques, key=place)
     ]
-    for r in ordered:
-        base = baselines[r.kind]
-        same = base.kind == r.kind  # bytes and times of a .pt say nothing about those of an .onnx
-        ratio, speedup = (
-            (base.bytes / r.bytes, base.latency / r.latency) if same else (math.nan, math.nan)
-        )
-        low, high = (number(value, "{:.1%}") for value in r.interval)
-        delta = r.wer / base.wer - 1 if base.wer and r is not base else math.nan
-        cells = [
-            r.name, f".{r.kind}", f"{r.bytes / 1e6:.2f}", number(ratio, "{:.2f}"), f"{r.wer:.2%}",
-            f"{low} to {high}", number(delta, "{:+.1%}"), number(1e3 * r.latency, "{:.0f}"),
-            number(speedup, "{:.2f}"), number(r.peak_rss / 1e6, "{:.0f}"),
-        ]  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    lines = [[header for header, _ in rows[0]], ["---"] + ["--:"] * (len(rows[0]) - 1)]
+    lines += [[cell for _, cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def number(value: float, form: str) -> str:
-    return MISSING if math.isnan(value) else form.format(value)
+def cells(
+    name: str, files: Files, base: Files, reference: Reference | None = None
+) -> list[tuple[str, str]]:
+    """A row as pairs of header and cell."""
+    pt, onnx, float_pt = files.get("pt"), files.get("onnx"), base.get("pt")
+    timed = next((r for r in (onnx, pt) if r and not math.isnan(r.latency)), None)
+    mark = " (.pt)" if timed and timed is pt else ""
+    known = reference.find(name) if reference else {}
 
+    def design(header: str, key: str) -> list[tuple[str, str]]:
+        text = number(known.get(key, math.nan), REFERENCE_FORMS[key])
+        return [(f"design: {header}", text)] if reference else []
 
-def methods(results: Sequence[Result]) -> str:
-    """Where each number comes from."""
-    lines = ["## How it was measured", ""]
-    machines = dict.fromkeys(_machine(r) for r in results if r.about.get("machine"))
-    lines += [f"- Machine: {machine}." for machine in machines]
-    lines += [
-        "- Latency: median over utterances, one thread, one utterance at a time, from waveform to "
-        "text.",
-        "- ΔWER is relative to the baseline of the same kind of file; ratio and speed-up likewise.",
-        "",
+    delta = math.nan if files is base else ratio(pt, float_pt, "wer") - 1
+    return [
+        ("technique", name),
+        (".pt MB", number(value(pt, "bytes") / 1e6, "{:.2f}")),
+        ("smaller", number(ratio(float_pt, pt, "bytes"), "{:.2f}")),
+        *design("smaller", "smaller"),
+        (".onnx MB", number(value(onnx, "bytes") / 1e6, "{:.2f}")),
+        ("smaller", number(ratio(base.get("onnx"), onnx, "bytes"), "{:.2f}")),
+        ("WER .pt", number(value(pt, "wer"), "{:.2%}")),
+        ("WER .onnx", number(value(onnx, "wer"), "{:.2%}")),
+        ("ΔWER", number(delta, "{:+.1%}")),
+        *design("ΔWER", "delta_wer"),
+        ("difference", difference(pt, float_pt)),
+        ("ms", number(1e3 * value(timed, "latency"), "{:.1f}") + mark),
+        ("faster", number(ratio(timed and base.get(timed.kind), timed, "latency"), "{:.2f}")),
+        *design("faster", "faster"),
+        ("memory MB", number(value(timed, "peak_rss") / 1e6, "{:.0f}")),
+        ("texts alike", number(alike(onnx, pt), "{:.1%}")),
     ]
-    for r in results:
-        if r.about.get("command"):
-            lines.append(f"- {r.name} ({r.kind}), commit {r.about.get('commit') or MISSING}, seed "
-                         f"{r.about.get('seed')}: `{r.about['command']}`")  # fmt: skip
-    return "\n".join(lines)
 
 
-def _machine(result: Result) -> str:
-    machine = result.about["machine"]
-    if not isinstance(machine, dict):
-        return str(machine)
-    versions = ", ".join(f"{k} {machine[k]}" for k in ("torch", "onnxruntime") if machine.get(k))
-    return f"{machine.get('processor', '')}, {machine.get('cores', '?')} cores; {versions}"
+def value(result: Result | None, key: str) -> float:
+    return float(getattr(result, key)) if result else math.nan
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both coordinates (less is better), by x."""
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not front or points[i][1] < points[front[-1]][1]:
-            front.append(i)
-    return front
+def ratio(above: Result | None, below: Result | None, key: str) -> float:
+    return value(above, key) / (value(below, key) or math.nan)
 
 
-PLOTS: dict[str, tuple[str, Callable[[Result], float]]] = {
-    "wer_size.png": ("size of the file (MB)", lambda r: r.bytes / 1e6),
-    "wer_latency.png": ("latency, one thread (ms)", lambda r: 1e3 * r.latency),
-}
+def number(figure: float, form: str) -> str:
+    """The figure, with a space before a percent sign."""
+    return MISSING if math.isnan(figure) else form.format(figure).replace("%", " %")
 
 
-def plot(results: Sequence[Result], path: Path) -> bool:
-    """WER against what the file's name says, each kind of file in its colour, with the front.
+def difference(pt: Result | None, float_pt: Result | None) -> str:
+    """The 95 % interval in points, where the two files were compared."""
+    if not pt or not compared(pt, float_pt):
+        return MISSING
+    low, high = pt.comparison["wer"]["interval"]
+    return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
-    Returns whether there was anything to draw.
-    """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def alike(onnx: Result | None, pt: Result | None) -> float:
+    if not onnx or not compared(onnx, pt):
+        return math.nan
+    return float(onnx.comparison.get("identical", math.nan))
 
-    label, value = PLOTS[path.name]
-    shown = [r for r in results if not math.isnan(value(r))]
-    if not shown:
+
+def compared(result: Result, other: Result | None) -> bool:
+    """Whether evaluate.py compared them, by the other's file and folder: paths differ elsewhere."""
+    named = [p for p in Path(result.comparison.get("other", "")).parts if p != ".."][-2:]
+    if not other or not named:
         return False
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    points = [(value(r), 100 * r.wer) for r in shown]
-    front = pareto(points)
-    axes.step(*zip(*[points[i] for i in front], strict=True), where="post", color="0.6", lw=1.2,
-              label="Pareto front", zorder=1)  # fmt: skip
-    for kind, colour, marker in (("pt", "tab:blue", "o"), ("onnx", "tab:orange", "s")):
-        mine = [p for p, r in zip(points, shown, strict=True) if r.kind == kind]
-        if mine:
-            axes.scatter(*zip(*mine, strict=True), color=colour, marker=marker, label=f".{kind}",
-                         zorder=2)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel(label)
-    axes.set_ylabel("word error rate (%)")
-    axes.margins(x=0.12, y=0.2)
-    _readable_ticks(axes.xaxis)
-    axes.grid(True, which="both", alpha=0.25)
-    axes.legend(loc="best", frameon=False)
-    _label(axes, [r.name for r in shown], points)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return True
+    return list(other.path.resolve().parts[-len(named) :]) == named
 
 
-def _readable_ticks(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _label(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Names beside the points, moved up or down where they would cover something.
-
-    A name with two points next to each other is written once, one without room not at all.
-    """
-    figure = axes.figure
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    pixels = [axes.transData.transform(point) for point in points]
-    taken: list[tuple[float, float, float, float]] = [
-        (x - 5, y - 5, x + 5, y + 5) for x, y in pixels
+def machines(results: Sequence[Result]) -> list[str]:
+    """A line for each machine, with its load before the measurements: times depend on it."""
+    loads: dict[str, list[float]] = {}
+    for machine in (r.about["machine"] for r in results if r.about.get("machine")):
+        cores = machine.get("cores", 0)
+        parts = [str(machine.get("processor", "")), f"{cores} core{'s' * (cores != 1)}"]
+        parts += [f"{k} {machine[k]}" for k in ("torch", "onnxruntime") if machine.get(k)]
+        known = loads.setdefault(", ".join(parts), [])
+        known += [machine["load_before"]] if "load_before" in machine else []
+    return [
+        f"- Measured on: {line}"
+        + (f"; load before it {min(known):.1f} to {max(known):.1f}." if known else ".")
+        for line, known in loads.items()
     ]
-    written: list[tuple[str, float, float]] = []
-    for i in sorted(range(len(points)), key=lambda i: points[i]):
-        x, y = pixels[i]
-        if any(names[i] == name and abs(x - u) + abs(y - v) < 40 for name, u, v in written):
-            continue
-        for offset in (6, -14, 18, -26, 30, -38, 42, -50, 54, -62):
-            text = axes.annotate(
-                names[i], points[i], xytext=(4, offset), textcoords="offset points", fontsize=8,
-                arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.6} if abs(offset) > 14
-                else None,
-            )  # fmt: skip
-            box = text.get_window_extent(renderer).extents
-            if not any(_overlap(box, other) for other in taken):
-                taken.append(tuple(box))
-                written.append((names[i], x, y))
-                break
-            text.remove()
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether two boxes (left, bottom, right, top) have a point in common."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def commands(results: Sequence[Result]) -> str:
+    """One line a technique, folded."""
+    lines: list[str] = []
+    for name in dict.fromkeys(r.name for r in results):
+        mine = [r for r in results if r.name == name and r.about.get("command")]
+        mine.sort(key=lambda r: r.kind, reverse=True)  # the .pt's, then the .onnx's
+        commits, seeds = (
+            " and ".join(dict.fromkeys(str(r.about.get(key, MISSING)) for r in mine))
+            for key in ("commit", "seed")
+        )
+        made = ", ".join(f"`{r.about['command']}`" for r in mine)
+        lines += [f"- {name} (commit {commits}, seed {seeds}): {made}"] if mine else []
+    if not lines:
+        return ""
+    return "\n".join(["<details><summary>Commands</summary>", "", *lines, "", "</details>"])
+
+
+def insert(path: str | Path, section: str, body: str) -> str:
+    """The text of a file with `body` between `<!-- results: SECTION -->` and `<!-- end -->`.
+
+    Raises ValueError where the file does not have those lines, once and in this order.
+    """
+    start = f"<!-- results: {section} -->"
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    stripped = [line.strip() for line in lines]
+    if stripped.count(start) != 1:
+        raise ValueError(f"{path}: {stripped.count(start)} lines are {start!r}, not one; write it "
+                         f"and {END!r} below it where the table belongs")  # fmt: skip
+    first = stripped.index(start) + 1
+    below = (i for i in range(first, len(lines)) if stripped[i].startswith(("<!-- results:", END)))
+    last = next(below, None)
+    if last is None or stripped[last] != END:
+        raise ValueError(f"{path}: no line {END!r} after {start!r}; write it below the table")
+    return "\n".join([*lines[:first], "", body.strip("\n"), "", *lines[last:]])

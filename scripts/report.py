@@ -1,7 +1,8 @@
-"""Puts results side by side: scripts/report.py experiments --output_dir experiments
+"""Puts results side by side: scripts/report.py experiments/an4 --output_dir runs/report
 
-Writes report.md (size, ratio, WER, ΔWER, latency, speed-up) and the plots wer_size.png and
-wer_latency.png with the Pareto front.
+Writes report.md (one row a technique: size, WER, latency, memory of its .pt and .onnx) and the
+plots wer_size.png and wer_latency.png. The table can go into another file's section instead:
+scripts/report.py experiments/an4 --insert experiments/README.md --section an4
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.cli import guarded
 from asr.manifest import write_atomically
-from asr.report import PLOTS, by_test_data, find_baseline, markdown, plot, read_results
+from asr.plots import PLOTS, plot
+from asr.report import by_test_data, insert, markdown, read_reference, read_results
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,25 +26,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("results", nargs="+", help="result files of evaluate.py, or folders with such")
     add("--baseline", default="", help="name of the float model's result (default: found by name)")
+    add("--reference", help="figures to set beside ours, such as experiments/design.json")
     add("--output_dir", help="folder for report.md and the plots; without it the table is printed")
+    add("--insert", metavar="FILE", help="Markdown file that gets the table instead of report.md")
+    add("--section", metavar="NAME",
+        help="its place there: from <!-- results: NAME --> to <!-- end -->")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
+    if bool(args.insert) != bool(args.section):
+        raise ValueError("--insert FILE and --section NAME go together; give both or neither")
     results = read_results(args.results)
-    text = markdown(results, args.baseline)
-    if not args.output_dir:
-        print(text, end="")
+    reference = read_reference(args.reference) if args.reference else None
+    text = markdown(results, args.baseline, reference)
+    written: list[Path] = []
+    if args.insert:
+        write_atomically(args.insert, insert(args.insert, args.section, text))
+        written.append(Path(args.insert))
+    elif args.output_dir:
+        written.append(Path(args.output_dir) / "report.md")
+        write_atomically(written[0], f"# Results\n\n{text}")
+    else:
+        print(f"# Results\n\n{text}", end="")
         return 0
-    folder = Path(args.output_dir)
-    groups = list(by_test_data(results).values())
-    write_atomically(folder / "report.md", text)
-    written = [folder / "report.md"]
-    for number, group in enumerate(groups, 1):
-        find_baseline(group, args.baseline)
-        place = folder if len(groups) == 1 else folder / f"plots_{number}"
-        place.mkdir(parents=True, exist_ok=True)
-        written += [place / name for name in PLOTS if plot(group, place / name)]
+    if args.output_dir:
+        folder = Path(args.output_dir)
+        groups = list(by_test_data(results).values())
+        for number, group in enumerate(groups, 1):
+            place = folder if len(groups) == 1 else folder / f"plots_{number}"
+            place.mkdir(parents=True, exist_ok=True)
+            written += [place / name for name in PLOTS if plot(group, place / name)]
     print("written: " + ", ".join(str(path) for path in written))
     return 0
 

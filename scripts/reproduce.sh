@@ -13,17 +13,19 @@ shift 2
 flags() { # the settings of a row
     case $1 in
         fp16 | int8 | int4) echo --method quantization --precision "$1" ;;
-        int4_qat) echo --method quantization --precision int4 --fine_tune_epochs 5 ;;
+        int4_qat) echo --method quantization --precision int4 --fine_tune_epochs 5 \
+            --fine_tune_learning_rate 1e-4 ;;
         ternary_qat) echo --method quantization --precision ternary --fine_tune_epochs 20 ;;
-        unstructured_30) echo --method pruning --sparsity 0.3 --fine_tune_epochs 3 ;;
-        unstructured_50) echo --method pruning --sparsity 0.5 --fine_tune_epochs 5 ;;
+        unstructured_30) echo --method pruning --sparsity 0.3 --fine_tune_epochs 3 \
+            --fine_tune_learning_rate 1e-4 ;;
+        unstructured_50) echo --method pruning --sparsity 0.5 --fine_tune_epochs 15 ;;
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
             --importance taylor --fine_tune_epochs 15 ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
             --fine_tune_epochs 10 ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
         clustering_16) echo --method clustering --num_clusters 16 --activation_aware ;;
-        pruned_50_int8) echo --recipe experiments/recipes/pruned_50_int8.json ;;
+        pruned_50_int8) echo --method quantization --precision int8 ;; # of unstructured_50
         *) echo "$0: no row is named $1; see the list in this file" >&2 && exit 2 ;;
     esac
 }
@@ -39,13 +41,15 @@ if [ ! -e "$folder/float_onnx.json" ]; then
     measure float_onnx "$folder/model.onnx"
 fi
 rows=${*:-fp16 int8 int4 clustering_256 clustering_16 int4_qat ternary_qat unstructured_30
-    unstructured_50 structured_30 low_rank pruned_50_int8}
+    unstructured_50 pruned_50_int8 structured_30 low_rank}
 for row in $rows; do
     settings=$(flags "$row")
     [ -e "$folder/${row}_onnx.json" ] && continue
     echo "== $row"
+    from=$folder
+    [ "$row" = pruned_50_int8 ] && from=$folder/unstructured_50
     # shellcheck disable=SC2086
-    python compress.py $settings --model_path "$folder/model.pt" --output_dir "$folder/$row"
+    python compress.py $settings --model_path "$from/model.pt" --output_dir "$folder/$row"
     python scripts/export_onnx.py --model_path "$folder/$row/model.pt" \
         --output_path "$folder/$row/model.onnx"
     measure "${row}_pt" "$folder/$row/model.pt" --compare "$folder/float_pt.json"
