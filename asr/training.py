@@ -1,4 +1,4 @@
-"""Training: the loss, the step, evaluation on dev data, and the loop around them.
+"""Training: the step, evaluation on dev data, and the loop around them.
 
 The loop is exact: every step draws its dropout from (seed, step) and every utterance its
 augmentation from (seed, epoch, utterance), so a run that was killed and resumed ends with the same
@@ -12,74 +12,26 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from asr.checkpoint import Checkpoint, save_checkpoint
 from asr.data import Batch, BatchDataset, Key, epoch_batches, make_loader, plain_batches
 from asr.decoding import greedy_decode_batch
+from asr.device import autocast, choose_device, choose_precision
+from asr.loss import ctc_loss
 from asr.manifest import Utterance
 from asr.metrics import error_rates
-from asr.model import ConformerCTC, Output, subsampled_length
+from asr.model import ConformerCTC, Output
 from asr.optim import AveragedModel, learning_rate_at, make_optimizer
 from asr.tokenizer import Tokenizer
 from asr.train_config import TrainConfig
-
-
-def ctc_loss(output: Output, batch: Batch, factor: int, intermediate_weight: float) -> Tensor:
-    """Sum of the utterances' CTC losses, float32; impossible targets count as 0.
-
-    Lengths come from the batch, on the host: the loss never waits for a GPU to report them.
-    """
-    lengths = subsampled_length(batch.feature_lengths, factor)
-
-    def one(log_probs: Tensor) -> Tensor:
-        return F.ctc_loss(
-            log_probs.transpose(0, 1), batch.targets, lengths, batch.target_lengths,
-            blank=0, reduction="sum", zero_infinity=True,
-        )  # fmt: skip
-
-    loss = one(output.log_probs)
-    if not output.intermediate:
-        return loss
-    extra = sum((one(x) for x in output.intermediate), torch.zeros_like(loss))
-    share = intermediate_weight / len(output.intermediate)
-    return (1 - intermediate_weight) * loss + share * extra
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast on the device, or none for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """'auto' is bf16 where the hardware multiplies in it, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if fast else "float32"
 
 
 @torch.no_grad()

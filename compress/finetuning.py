@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.data import Batch, make_loader, plain_batches
+from asr.device import autocast
 from asr.manifest import Utterance, load_splits
 from asr.model import ConformerCTC, Output, valid_mask
 from asr.train import usable
 from asr.train_config import TrainConfig
-from asr.training import Trainer, autocast
+from asr.training import Trainer
 
 Update = Callable[[nn.Module, float], None]
 

@@ -9,8 +9,8 @@ import torch
 
 from asr.data import Batch
 from asr.decoding import greedy_decode, greedy_decode_batch
+from asr.loss import ctc_loss
 from asr.model import Output, subsampled_length
-from asr.training import ctc_loss
 
 
 def reference_decode(log_probs: np.ndarray, blank: int = 0) -> list[int]:
