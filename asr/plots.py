@@ -13,7 +13,7 @@ PLOTS: dict[str, tuple[str, Callable[[Result], float]]] = {
     "wer_size.png": ("size of the file (MB)", lambda r: r.bytes / 1e6),
     "wer_latency.png": ("latency, one thread (ms)", lambda r: 1e3 * r.latency),
 }
-NEAR = 50  # pixels between two points of a technique that share one label
+NEAR = 90  # pixels between two points of a technique that share one label
 DOT = 7  # pixels from a point's centre to its edge
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
@@ -42,7 +42,7 @@ def plot(results: Sequence[Result], path: Path) -> bool:
     shown = [r for r in results if not math.isnan(value(r))]
     if not shown:
         return False
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), dpi=130, layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 6.5), dpi=130, layout="constrained")
     points = [(value(r), 100 * r.wer) for r in shown]
     front = pareto(points)
     axes.step(*zip(*[points[i] for i in front], strict=True), where="post", color="0.6", lw=1.2,
@@ -101,9 +101,10 @@ def _label(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]
                 arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.6} if far else None,
             )  # fmt: skip
             text.update_positions(renderer)
-            bounds = Text.get_window_extent(text, renderer).extents  # without the line
+            left, bottom, right, top = Text.get_window_extent(text, renderer).extents  # no line
+            bounds = (left, bottom, right, top)
             if _inside(bounds, frame) and not any(_overlap(bounds, other) for other in taken):
-                taken.append(tuple(bounds))
+                taken.append(bounds)
                 written.append((names[i], pixels[i]))
                 break
             text.remove()
