@@ -95,9 +95,7 @@ def test_an_interval_against_another_file_is_not_shown(folder, other):
     assert rows(text)["int8"][8] == report.MISSING
 
 
-@pytest.mark.parametrize(
-    "other", ["float_pt.json", "../float_pt.json", ".../an4/float_pt.json"]
-)
+@pytest.mark.parametrize("other", ["float_pt.json", "../float_pt.json", ".../an4/float_pt.json"])
 def test_the_float_file_is_known_from_other_folders(folder, other):
     write(folder / "int8_pt.json", 0.21, 12_500_000, comparison=against(other, 0.1, 0.2))
     text = report.markdown(report.read_results([folder]))
