@@ -10,6 +10,7 @@ The seam that `compress.core.run` calls; this file imports nothing from `compres
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -123,7 +124,8 @@ def train_config(checkpoint: Checkpoint, options: Options) -> TrainConfig:
     return replace(
         trained, epochs=options.fine_tune_epochs, learning_rate=rate, scheduler="cosine",
         warmup_steps=50, sorted_epochs=0, specaugment_start=0.0, patience=0, save_every=100,
-        device="auto", compile=False, threads=0, tensorboard=False,
+        device="auto", compile=False, threads=min(trained.threads, os.cpu_count() or 1),
+        tensorboard=False,
     )  # fmt: skip
 
 
