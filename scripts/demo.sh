@@ -16,11 +16,15 @@ run python train.py --config experiments/recipes/demo.json \
     --data_dir "$out/data" --output_dir "$out/baseline"
 run python compress.py --method quantization --precision int8 \
     --model_path "$out/baseline/model.pt" --output_dir "$out/int8"
-run python scripts/export_onnx.py --model_path "$out/int8/model.pt" --output_path "$out/int8/model.onnx"
-run python evaluate.py --model_path "$out/baseline/model.pt" --test_data "$out/data/test.json" \
-    --output_file "$out/baseline.json"
-run python evaluate.py --model_path "$out/int8/model.onnx" --test_data "$out/data/test.json" \
-    --output_file "$out/int8.json"
+for name in baseline int8; do
+    run python scripts/export_onnx.py --model_path "$out/$name/model.pt" --output_path "$out/$name/model.onnx"
+done
+for model in baseline/model.pt baseline/model.onnx int8/model.onnx; do
+    result=${model/\/model./_} # baseline_pt, baseline_onnx, int8_onnx
+    run python evaluate.py --model_path "$out/$model" --test_data "$out/data/test.json" \
+        --output_file "$out/results/$result.json"
+done
 sample=$(find "$out/data/wav/test" -name "*.wav" | sort | head -n 1)
 run python transcribe.py --audio_path "$sample" --model_path "$out/int8/model.onnx"
-run python scripts/report.py "$out/baseline.json" "$out/int8.json"
+run python transcribe.py --audio_path "$sample" # the English model that ships
+run python scripts/report.py "$out/results"
