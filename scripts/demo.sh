@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on the built-in corpus: prepare, train, compress, evaluate, export, transcribe.
-# Training starts from the English model that ships: minutes, where from nothing it takes an hour.
+# Training starts from the English model that ships: from nothing, minutes are too few.
 # Usage: scripts/demo.sh [folder for the results, default runs/demo]
 set -eu
 cd "$(dirname "$0")/.."

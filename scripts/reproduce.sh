@@ -3,7 +3,7 @@
 # Usage: scripts/reproduce.sh MODEL_FOLDER TEST_DATA [ROW...]      without rows: all of them
 #   scripts/reproduce.sh experiments/an4 ../shared/an4 int8 structured_30
 # MODEL_FOLDER holds the float model.pt. Results go to MODEL_FOLDER/ROW_pt.json and ROW_onnx.json,
-# models to MODEL_FOLDER/ROW/. A row whose result is there already is skipped.
+# models to MODEL_FOLDER/ROW/. A row whose model and result are both there already is skipped.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -35,7 +35,11 @@ measure() { # NAME MODEL [more flags]
         --output_file "$folder/$1.json" "${@:3}"
 }
 
-if [ ! -e "$folder/float_onnx.json" ]; then
+if [ ! -e "$folder/model.pt" ]; then
+    echo "$folder/model.pt: no such model; train it first, see experiments/README.md" >&2
+    exit 2
+fi
+if [ ! -e "$folder/model.onnx" ] || [ ! -e "$folder/float_onnx.json" ]; then
     python scripts/export_onnx.py --model_path "$folder/model.pt" --output_path "$folder/model.onnx"
     measure float_pt "$folder/model.pt"
     measure float_onnx "$folder/model.onnx"
@@ -44,7 +48,7 @@ rows=${*:-fp16 int8 int4 clustering_256 clustering_16 int4_qat ternary_qat unstr
     unstructured_50 pruned_50_int8 structured_30 low_rank}
 for row in $rows; do
     settings=$(flags "$row")
-    [ -e "$folder/${row}_onnx.json" ] && continue
+    [ -e "$folder/$row/model.onnx" ] && [ -e "$folder/${row}_onnx.json" ] && continue
     echo "== $row"
     from=$folder
     [ "$row" = pruned_50_int8 ] && from=$folder/unstructured_50

@@ -40,15 +40,29 @@ def test_missing_files_are_named_before_sherpa_ends_the_process(tiny_onnx, tmp_p
         check.Sherpa(tmp_path / "model.onnx")
 
 
-@pytest.mark.skipif(not MODEL.exists(), reason=f"no trained model at {MODEL.relative_to(ROOT)}")
-@pytest.mark.skipif(not SPEECH.is_dir(), reason="no real speech: ASR_CORPORA")
-def test_texts_of_real_speech_agree(tmp_path):
-    assert len(read_test_data(SPEECH)) >= 10
+def rate_of_the_model() -> float:
+    """Its measured WER on test-clean."""
+    return float(json.loads((MODEL.parent / "int8_onnx_test-clean.json").read_text())["wer"])
+
+
+@pytest.fixture(scope="module")
+def real_speech(tmp_path_factory):
+    """The comparison on ten utterances of test-clean."""
+    if not MODEL.exists() or not SPEECH.is_dir():
+        pytest.skip("no trained model, or no real speech: ASR_CORPORA")
+    output = tmp_path_factory.mktemp("sherpa") / "result.json"
     flags = ["--model_path", str(MODEL), "--test_data", str(SPEECH), "--limit", "10"]
-    check.main([*flags, "--output_file", str(tmp_path / "result.json")])
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert abs(result["wer"] - result["sherpa_wer"]) <= 0.03  # ten utterances, not fifty
-    assert result["characters_differing_aligned"] <= 0.01
-    rate = json.loads((MODEL.parent / "int8_onnx_test-clean.json").read_text())["wer"]
-    if rate <= 0.5:  # a model that hears less hangs on every frame: half a hop changes more
-        assert result["characters_differing"] <= 0.03
+    check.main([*flags, "--output_file", str(output)])
+    return json.loads(output.read_text())
+
+
+def test_equal_frames_of_real_speech_give_equal_texts(real_speech):
+    assert len(read_test_data(SPEECH)) >= 10
+    assert abs(real_speech["wer"] - real_speech["sherpa_wer"]) <= 0.03  # ten utterances, not fifty
+    assert real_speech["characters_differing_aligned"] <= 0.01
+
+
+def test_half_a_hop_changes_few_characters_of_real_speech(real_speech):
+    if rate_of_the_model() > 0.5:
+        pytest.skip("the bound is for models of at most 50 % WER; the one that ships is above")
+    assert real_speech["characters_differing"] <= 0.03
