@@ -39,7 +39,7 @@ def add_flags(parser: argparse._ActionsContainer, config: type, skip: Container[
             continue
         default: Any = f.default if f.default is not MISSING else None
         extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
-        text = f.metadata.get("help", "")
+        text = f.metadata.get("help", "").replace("%", "%%")
         shown = "" if default in (None, "") else f" (default: {default})"
         if isinstance(default, bool):
             parser.add_argument(

@@ -3,7 +3,10 @@
 import argparse
 import errno
 import os
+import runpy
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +41,20 @@ def parse(*argv: str) -> argparse.Namespace:
 
 def test_no_flag_is_the_default():
     assert from_flags(Options, parse()) == Options()
+
+
+def commands() -> list[Path]:
+    root = Path(__file__).parents[1]
+    return sorted([*root.glob("*.py"), *root.glob("scripts/*.py")])
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda path: path.name)
+def test_every_command_explains_itself(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(command), "--help"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(command), run_name="__main__")
+    assert exit.value.code in (0, None)
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults():
