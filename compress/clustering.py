@@ -60,7 +60,7 @@ class _Clustered(nn.Module):
     def __init__(self, shape: list[int], args: dict[str, Any]) -> None:
         super().__init__()
         self.args = args
-        self.packed: packing.PackedIntegers | None = None  # in an ONNX graph
+        self.packed: packing.PackedIndices | None = None  # in an ONNX graph
         self.entropy_coding: bool = args["entropy_coding"]
         self.rows = -(-shape[0] // args["codebooks"])
         self.codebook = nn.Parameter(torch.zeros(args["codebooks"], args["num_clusters"]))
@@ -80,25 +80,22 @@ class _Clustered(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight, differentiable in the codebook; a centroid of 0 is not trained."""
+        if self.packed is not None:
+            weight: Tensor = self.packed(self.codebook)
+            return weight
         codebook = self.codebook * (self.codebook != 0) if self.training else self.codebook
-        indices = self.integers().to(torch.int64)
+        indices = self.indices.to(torch.int64)
         if len(codebook) > 1:
             part = torch.arange(len(indices), device=indices.device) // self.rows
             first = part * codebook.shape[1]
             indices = indices + first.view(-1, *[1] * (indices.dim() - 1))
         return codebook.flatten()[indices]
 
-    def integers(self) -> Tensor:
-        """The indices (out, ...)."""
-        return self.indices if self.packed is None else self.packed()
-
     def onnx_layer(self) -> nn.Module:
-        """The same layer, its indices packed where a byte holds several, unpacked in the graph."""
-        clusters = self.codebook.shape[1]
+        """The same layer, its indices packed and unpacked in the graph."""
         layer = copy.deepcopy(self).eval()
-        if packing.digits_per_byte(clusters) > 1:
-            del layer.indices
-            layer.packed = packing.PackedIntegers(self.indices, 0, clusters)
+        layer.packed = packing.PackedIndices(self.indices, *reversed(self.codebook.shape))
+        del layer.indices
         return layer
 
     def describe(self) -> str:

@@ -48,29 +48,46 @@ def pack_digits(values: Tensor, base: int) -> Tensor:
 
 
 def unpack_digits(packed: Tensor, base: int, count: int) -> Tensor:
-    """The inverse of `pack_digits`: float32 (count,). Arithmetic only, so that it exports."""
-    x = packed.to(torch.float32).unsqueeze(1)
-    powers = torch.tensor([float(base**i) for i in range(digits_per_byte(base))])
-    digits = torch.floor(x / powers)
-    digits = digits - base * torch.floor(digits / base)
-    return digits.flatten()[:count]
+    """The inverse of `pack_digits`: int64 (count,)."""
+    return digits_of_bytes(base)[packed.to(torch.int32)].flatten()[:count]
 
 
-class PackedIntegers(nn.Module):
-    """Integers low..low+base-1 of any shape, packed; calling it unpacks them, in an ONNX graph too.
+def digits_of_bytes(base: int) -> Tensor:
+    """The digits of every byte, the first one lowest: int64 (base**k, k)."""
+    k = digits_per_byte(base)
+    return torch.tensor([[byte // base**i % base for i in range(k)] for byte in range(base**k)])
 
-    For the stand-ins of `onnx_layer`: in memory and in checkpoints layers hold plain integers.
+
+class PackedIndices(nn.Module):
+    """Indices of codebooks, packed; given the codebooks it returns the values, in ONNX graphs too.
+
+    `indices` (out, ...) of 0..base-1 have their rows in as many `parts` as there are codebooks. A
+    table of what each byte stands for makes all one Gather, so that a runtime which folds constants
+    needs few copies of a weight. For the stand-ins of `onnx_layer`: in memory and in checkpoints
+    layers hold plain integers.
     """
 
     packed: Tensor
 
-    def __init__(self, values: Tensor, low: int, base: int) -> None:
+    def __init__(self, indices: Tensor, base: int, parts: int = 1) -> None:
         super().__init__()
-        self.low, self.base, self.shape = low, base, values.shape
-        self.register_buffer("packed", pack_digits(values.to(torch.int16) - low, base))
+        self.shape, self.base, self.parts = indices.shape, base, parts
+        self.count = -(-len(indices) // parts) * indices[0].numel()  # of a part
+        packed = [pack_digits(part, base) for part in torch.split(indices.flatten(), self.count)]
+        packed[-1] = nn.functional.pad(packed[-1], (0, len(packed[0]) - len(packed[-1])))
+        self.register_buffer("packed", torch.cat(packed))  # (parts * bytes,)
 
-    def forward(self) -> Tensor:  # float32
-        return unpack_digits(self.packed, self.base, self.shape.numel()).view(self.shape) + self.low
+    def forward(self, codebook: Tensor) -> Tensor:  # (parts, base) -> (out, ...)
+        digits = digits_of_bytes(self.base)
+        table = codebook.index_select(1, digits.flatten()).view(-1, digits.shape[1])
+        index = self.packed.to(torch.int32)
+        if self.parts > 1:
+            first = torch.arange(self.parts, dtype=torch.int32) * len(digits)
+            index = (index.view(self.parts, -1) + first.unsqueeze(1)).flatten()
+        values = table.index_select(0, index)
+        if values.numel() > self.shape.numel():  # last bytes are not full, or last part is shorter
+            values = values.view(self.parts, -1)[:, : self.count].flatten()[: self.shape.numel()]
+        return values.view(self.shape)
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:

@@ -17,7 +17,7 @@ def test_digits_return(base, count):
     packed = packing.pack_digits(values, base)
     assert packed.dtype == torch.uint8
     assert len(packed) == math.ceil(count / packing.digits_per_byte(base))
-    assert torch.equal(packing.unpack_digits(packed, base, count), values.float())
+    assert torch.equal(packing.unpack_digits(packed, base, count), values)
 
 
 def test_five_ternary_digits_in_a_byte():
@@ -44,9 +44,18 @@ def test_bits_follow_one_another_from_the_lowest():
     assert packed.tolist() == [0b10_011_101, 0b1]
 
 
-def test_unpacking_a_module_of_any_shape():
-    values = torch.randint(-1, 2, (6, 7), dtype=torch.int8)
-    assert torch.equal(packing.PackedIntegers(values, -1, 3)(), values.float())
+@pytest.mark.parametrize("clusters", [3, 16, 100, 256])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_lookup_in_codebooks(clusters, parts):
+    random = np.random.default_rng(0)
+    codebook = random.standard_normal((parts, clusters), np.float32)
+    indices = random.integers(clusters, size=(11, 7))
+    rows = math.ceil(11 / parts)
+    expected = np.stack([codebook[i // rows][indices[i]] for i in range(11)])
+    lookup = packing.PackedIndices(torch.from_numpy(indices), clusters, parts)
+    assert np.array_equal(lookup(torch.from_numpy(codebook)).numpy(), expected)
+    per_byte = packing.digits_per_byte(clusters)
+    assert lookup.packed.numel() == parts * math.ceil(rows * 7 / per_byte)
 
 
 def random(dtype, shape, zeros=0.0):
