@@ -13,18 +13,18 @@ shift 2
 flags() { # the settings of a row
     case $1 in
         fp16 | int8 | int4) echo --method quantization --precision "$1" ;;
-        int4_qat) echo --method quantization --precision int4 --fine_tune_epochs 5 \
-            --fine_tune_learning_rate 1e-4 ;;
-        ternary_qat) echo --method quantization --precision ternary --fine_tune_epochs 20 ;;
-        unstructured_30) echo --method pruning --sparsity 0.3 --fine_tune_epochs 3 \
-            --fine_tune_learning_rate 1e-4 ;;
-        unstructured_50) echo --method pruning --sparsity 0.5 --fine_tune_epochs 15 ;;
+        int4_qat) echo --method quantization --precision int4 --fine_tune_epochs 5 ;;
+        ternary_qat) echo --method quantization --precision ternary --fine_tune_epochs 20 \
+            --fine_tune_learning_rate 3e-4 ;;
+        unstructured_30) echo --method pruning --sparsity 0.3 --fine_tune_epochs 3 ;;
+        unstructured_50) echo --method pruning --sparsity 0.5 --fine_tune_epochs 10 ;;
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
             --importance taylor --fine_tune_epochs 15 ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
             --fine_tune_epochs 10 ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
-        clustering_16) echo --method clustering --num_clusters 16 --activation_aware ;;
+        clustering_16) echo --method clustering --num_clusters 16 --activation_aware \
+            --fine_tune_epochs 5 ;;
         pruned_50_int8) echo --method quantization --precision int8 ;; # of unstructured_50
         *) echo "$0: no row is named $1; see the list in this file" >&2 && exit 2 ;;
     esac
