@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.cli import guarded
 from asr.evaluation import check_writable, write_json
-from asr.machine import portable_path
+from asr.machine import command_line, commit, portable_path
 from asr.transcripts import overlap, read_lines
 
 
@@ -31,7 +31,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--train", nargs="+", required=True, metavar="PATH", help="what was learnt from, also text")
     add("--test", nargs="+", required=True, metavar="PATH", help="what is reported on")
     add("--output_file", help="JSON with the counts and examples")
-    return parser.parse_args(argv)
+    add("--no_texts", action="store_true", help="name sentences by their ids, for closed corpora")
+    args = parser.parse_args(argv)
+    args.command = command_line("scripts/check_overlap.py", argv)
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
         lines = read_lines(test)
         for train, train_lines in trains.items():
             row = overlap(train_lines, lines)
+            if args.no_texts:
+                named = row["examples"]["sentences"]
+                row["examples"]["sentences"] = [text.partition(":")[0] for text in named]
             rows.append({"train": portable_path(train), "test": portable_path(test), **row})
             print(
                 f"{test} in {train}: {row['shared_utterances']} of {row['utterances']} utterances, "
@@ -53,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
             for sentence in row["examples"]["sentences"]:
                 print(f"    {sentence}")
     if args.output_file:
-        write_json(args.output_file, {"overlaps": rows})
+        write_json(
+            args.output_file, {"command": args.command, "commit": commit(), "overlaps": rows}
+        )
         print(f"written to {args.output_file}")
     return 0
 

@@ -91,6 +91,10 @@ def test_check_overlap_prints_and_writes(text, manifest, tmp_path, capsys):
     result = json.loads(out.read_text())
     assert result["overlaps"][0]["shared_sentences"] == 1
     assert str(tmp_path) not in out.read_text()
+    assert check_overlap.main([*flags, "--no_texts"]) == 0
+    result = json.loads(out.read_text())
+    assert result["overlaps"][0]["examples"]["sentences"] == ["9-1-1"]
+    assert "a sentence that stands" not in out.read_text() + capsys.readouterr().out
 
 
 def test_build_lm_leaves_out_the_sentences_of_test_sets(text, manifest, tmp_path, capsys):
@@ -126,11 +130,3 @@ def test_build_lm_explains_mistakes(flags, message, tmp_path, capsys, monkeypatc
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("*lm*"))
-
-
-def test_both_commands_explain_themselves(capsys):
-    for command in (build_lm, check_overlap):
-        with pytest.raises(SystemExit) as stopped:
-            command.main(["--help"])
-        assert stopped.value.code == 0
-    assert "--exclude" in capsys.readouterr().out
