@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Container
 from dataclasses import MISSING, fields
@@ -47,10 +48,19 @@ def add_flags(parser: argparse._ActionsContainer, config: type, skip: Container[
                 help=text + shown,
             )  # fmt: skip
         else:
+            kind = number if isinstance(default, float) else type(default)
             parser.add_argument(
-                f"--{f.name}", type=f.metadata.get("type", type(default)), default=None,
+                f"--{f.name}", type=f.metadata.get("type", kind), default=None,
                 help=text + shown, **extra,
             )  # fmt: skip
+
+
+def number(text: str) -> float:
+    """A finite float, for a flag; ValueError otherwise."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def from_flags(config: type, args: argparse.Namespace, file: dict[str, Any] | None = None) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.cli import add_flags, guarded
+from asr.cli import add_flags, guarded, number
 from asr.evaluation import compare, evaluate, read_test_data
 from asr.machine import command_line, commit, portable_path
 from asr.manifest import Utterance, write_atomically
@@ -41,8 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output_dir", help=f"folder for {CHECKPOINT} and {REPORT}")
     add("--calibration_data", default="", help="speech for the options that look at activations")
     add("--test_data", help="measure word error rate and latency before and after on this")
-    add("--target_size_mb", type=float, default=0.0, help="mix settings for a file of this size")
-    add("--max_wer_increase", type=float, help="mix settings for this relative rise of the dev WER")
+    add("--target_size_mb", type=number, default=0.0, help="mix settings for a file of this size")
+    add("--max_wer_increase", type=number, help="mix settings for this relative rise of dev WER")
     add("--sensitivity", default="", metavar="FILE", help="scan of scripts/sensitivity.py for this")
     add("--dry_run", action="store_true", help="show what would happen, layer by layer")
     shared: set[str] = set()

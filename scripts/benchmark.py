@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from asr.benchmark import RATE, infer_speed, noise, synthetic_speech, train_speed
-from asr.cli import guarded
+from asr.cli import guarded, number
 from asr.config import PRESETS
 from asr.evaluation import check_writable, write_json
 from asr.machine import (
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--preset", nargs="+", choices=PRESETS, default=["base"], help="(default: base)")
     add("--precision", nargs="+", choices=("auto", "float32", "bf16"), default=["auto"])
     add("--batch_size", nargs="+", type=positive, default=[16], help="(default: 16)")
-    add("--batch_seconds", type=float, default=240.0, help="as in train.py (default: 240)")
+    add("--batch_seconds", type=number, default=240.0, help="as in train.py (default: 240)")
     add("--num_workers", type=int, default=2, help="(default: 2)")
     add("--threads", type=int, default=0, help="(default: PyTorch's choice)")
     add("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")

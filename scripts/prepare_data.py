@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from asr.cli import guarded
+from asr.cli import guarded, number
 from asr.download import MD5, URL, download_split
 from asr.prepare import Rules, name_sources, prepare, summary, write_prepared
 from asr.tokenizer import ENGLISH
@@ -46,8 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--download_url", default=URL, help="a mirror of the archives (%(default)s)")
     add("--keep_archive", action="store_true", help="keep the .tar.gz after unpacking")
     add("--alphabet", default=ENGLISH, help="letters besides the space (%(default)s)")
-    add("--min_duration", type=float, default=0.1, help="seconds (%(default)s)")
-    add("--max_duration", type=float, default=35.0, help="seconds (%(default)s)")
+    add("--min_duration", type=number, default=0.1, help="seconds (%(default)s)")
+    add("--max_duration", type=number, default=35.0, help="seconds (%(default)s)")
     add("--subsampling_factor", type=int, default=4, help="of the model (%(default)s)")
     add("--decode", action="store_true", help="decode all audio to find damage (slower)")
     add("--to_wav", action="store_true", help="copy as 16 kHz 16-bit WAV to OUTPUT_DIR/wav")

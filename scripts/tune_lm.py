@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from asr.audio import read_audio
 from asr.beam import BeamConfig
-from asr.cli import guarded
+from asr.cli import guarded, number
 from asr.evaluation import check_writable, write_json
 from asr.language_model import load_decoder
 from asr.machine import command_line, commit, portable_path
@@ -29,7 +29,7 @@ from asr.recognizer import load
 
 def number_list(text: str) -> tuple[float, ...]:
     """Parses '0.3,0.5' into (0.3, 0.5)."""
-    return tuple(float(part) for part in text.split(",") if part.strip())
+    return tuple(number(part) for part in text.split(",") if part.strip())
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dev_data", required=True, metavar="PATH", help="manifest or LibriSpeech folder")
     add("--lm_weights", type=number_list, default=(0.3, 0.5, 0.7), help="default: 0.3,0.5,0.7")
     add("--word_bonuses", type=number_list, default=(0.0, 1.0, 2.0), help="default: 0,1,2")
-    add("--unknown_penalty", type=float, default=BeamConfig.unknown_penalty, help="as transcribe's")
+    add("--unknown_penalty", type=number, default=BeamConfig.unknown_penalty, help="as transcribe")
     add("--beam_size", type=int, default=BeamConfig.beam_size, help="hypotheses kept in a frame")
     add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
     add("--threads", type=int, default=0, help="processor threads (default: all cores)")

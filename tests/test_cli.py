@@ -65,7 +65,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
 
 def test_flags_have_types_choices_and_checks(capsys):
     assert from_flags(Options, parse("--rate", "1e-3", "--compile")) == Options(1e-3, compile=True)
-    for wrong in (["--steps", "x"], ["--mode", "odd"], ["--rate"]):
+    for wrong in (["--steps", "x"], ["--mode", "odd"], ["--rate"], ["--rate", "nan"]):
         with pytest.raises(SystemExit) as stopped:
             parse(*wrong)
         assert stopped.value.code == 2
