@@ -167,3 +167,15 @@ def test_flags_out_of_range(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
         script.main(argv)
     assert stopped.value.code == 2
+
+
+def test_compressing_is_measured_method_by_method(tmp_path, monkeypatch, capsys):
+    compressing = import_module("scripts.measure_compressing")
+    monkeypatch.setattr(compressing, "preset", lambda name, **changes: tiny(**changes))
+    out = tmp_path / "result.json"
+    flags = ["--methods", "int8", "structured_30_taylor", "--output_file", str(out)]
+    assert compressing.main(flags) == 0, capsys.readouterr().err
+    rows = json.loads(out.read_text())["results"]
+    assert [row["method"] for row in rows] == ["int8", "structured_30_taylor"]
+    assert all(0.2 < row["seconds"] < 60 and 5e7 < row["peak_rss"] < 3e9 for row in rows)
+    assert rows[0]["bytes"] < rows[1]["bytes"]
