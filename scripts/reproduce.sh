@@ -23,8 +23,8 @@ flags() { # the settings of a row
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
             --fine_tune_epochs 10 ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
-        clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 --activation_aware \
-            --fine_tune_epochs 5 ;;
+        clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 \
+            --activation_aware ;;
         pruned_50_int8) echo --method quantization --precision int8 ;; # of unstructured_50
         *) echo "$0: no row is named $1; see the list in this file" >&2 && exit 2 ;;
     esac
