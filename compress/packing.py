@@ -71,9 +71,10 @@ class PackedIndices(nn.Module):
 
     def __init__(self, indices: Tensor, base: int, parts: int = 1) -> None:
         super().__init__()
-        self.shape, self.base, self.parts = indices.shape, base, parts
+        self.shape, self.base = indices.shape, base
         self.count = -(-len(indices) // parts) * indices[0].numel()  # of a part
         packed = [pack_digits(part, base) for part in torch.split(indices.flatten(), self.count)]
+        self.parts = len(packed)  # fewer than codebooks where rounding up leaves none for the last
         packed[-1] = nn.functional.pad(packed[-1], (0, len(packed[0]) - len(packed[-1])))
         self.register_buffer("packed", torch.cat(packed))  # (parts * bytes,)
 
