@@ -21,10 +21,10 @@ flags() { # the settings of a row
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
             --importance taylor --fine_tune_epochs 15 ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
-            --fine_tune_epochs 10 ;;
+            --fine_tune_epochs 20 --fine_tune_learning_rate 3e-4 --distill_weight 0.8 ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
         clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 \
-            --activation_aware ;;
+            --activation_aware --fine_tune_epochs 5 ;;
         pruned_50_int8) echo --method quantization --precision int8 ;; # of unstructured_50
         *) echo "$0: no row is named $1; see the list in this file" >&2 && exit 2 ;;
     esac
