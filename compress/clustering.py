@@ -185,7 +185,7 @@ def apply(
     return model
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: nn.Module, config: Config) -> nn.Module:
     """Rounds trained codebooks, biases and norms to fp16."""
     core.round_rest(model)
     return model

@@ -22,7 +22,7 @@ as they need, zeros as a bit mask, and float32 values that are exact in fp16 as 
 it is has `onnx_layer()`, see `asr.onnx_layers`.
 
 Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains another form of its
-layers has `prepare` (same signature, used in place of `apply`) and `freeze(model) -> model`, used
+layers has `prepare` (same signature, used in place of `apply`) and `freeze(model, config)`, used
 afterwards: fake quantisation, codebooks to be rounded. `update(config, model, fraction)` is called
 before each step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
 
@@ -153,6 +153,12 @@ def round_own(module: nn.Module) -> None:
             tensor.copy_(round_to_half(tensor))
 
 
+def is_half(model: nn.Module) -> bool:
+    """Whether fp16 holds every float number of a model exactly, so that its file is of fp16."""
+    floats = (t for t in model.state_dict().values() if t.dtype == torch.float32)
+    return all(torch.equal(tensor, tensor.to(torch.float16).to(torch.float32)) for tensor in floats)
+
+
 def round_rest(model: nn.Module) -> None:
     """Rounds all but the Linears and convolutions that a packing method has left alone."""
     for module in model.modules():
@@ -209,8 +215,8 @@ def run(
 ) -> Checkpoint:  # fmt: skip
     """Applies the steps in order; the given checkpoint's model may be changed on the way.
 
-    The result has no resume state and one history entry more a step. `folder` is where fine-tuning
-    may keep what it needs to resume.
+    The result has no resume state and one history entry more a step; a model that fp16 holds stays
+    one. `folder` is where fine-tuning may keep what it needs to resume.
     """
     tuned = [step.tuning for step in steps if step.tuning.fine_tune_epochs]
     for tuning in tuned:
@@ -218,7 +224,7 @@ def run(
     teacher = copy.deepcopy(checkpoint.model) if tuned else checkpoint.model
     checkpoint = replace_fields(checkpoint, training=None)
     for step in steps:
-        module = method(step.method)
+        module, half = method(step.method), is_half(checkpoint.model)
         epochs = step.tuning.fine_tune_epochs
         change = getattr(module, "prepare", module.apply) if epochs else module.apply
         model = change(checkpoint.model, step.config, calibration)
@@ -229,8 +235,11 @@ def run(
             update = partial(module.update, step.config) if hasattr(module, "update") else None
             model = finetuning.fine_tune(checkpoint, teacher, step.tuning, folder, update)
             if hasattr(module, "freeze"):
-                model = module.freeze(model)
+                model = module.freeze(model, step.config)
             checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
+        if half:
+            for part in checkpoint.model.modules():
+                round_own(part)
     return checkpoint
 
 

@@ -89,8 +89,10 @@ def prepare(
     return _apply(model, config, calibration, training=True)
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: nn.Module, config: Config) -> nn.Module:
     """Turns every `FakeQuantLinear` into the layer that is stored, with the same weights."""
+    if config.precision == "fp16":
+        return apply(model, config)
     for name, fake in list(model.named_modules()):
         if isinstance(fake, fakequant.FakeQuantLinear):
             cls = Int8Linear if fake.precision == "int8" else QuantLinear

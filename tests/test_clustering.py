@@ -127,7 +127,7 @@ def test_codebooks_train_and_zero_stays():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    clustering.freeze(model.eval())
+    clustering.freeze(model.eval(), Config())
     assert torch.equal(layer.indices, indices)
     assert (layer.weight()[:, ::2] == 0).all()
     assert torch.equal(layer.codebook, layer.codebook.half().float())

@@ -79,6 +79,20 @@ def test_zeros_of_an_earlier_step_stay(checkpoint):
     assert result.history[-1]["config"]["fine_tune_epochs"] == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("quantization", {"precision": "fp16"}), ("pruning", {}), ("factorization", {"rank": 4})],
+)
+def test_a_half_precision_file_stays_one(checkpoint, method, options):
+    """Fine-tuning what ships as fp16 must not double its file."""
+    plain = core.run(copy.deepcopy(checkpoint), steps(method, **options))
+    assert core.is_half(plain.model) == (method == "quantization")
+    for tensor in checkpoint.model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(core.round_to_half(tensor))
+    assert core.is_half(core.run(checkpoint, steps(method, **options)).model)
+
+
 def test_the_settings_are_those_of_training(checkpoint):
     config = finetuning.train_config(checkpoint, Options(fine_tune_epochs=7))
     assert (config.epochs, config.batch_size, config.seed) == (7, 4, 3)

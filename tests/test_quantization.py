@@ -277,7 +277,7 @@ def test_training_sees_what_is_stored(precision, group_size, asymmetric):
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     trained, seen = fake.quantized_weight().detach(), model(x).detach()
-    quantization.freeze(model.eval())
+    quantization.freeze(model.eval(), quantization.Config(precision=precision))
     assert isinstance(model[0], Int8Linear if precision == "int8" else QuantLinear)
     assert torch.equal(model[0].weight(), trained)
     assert torch.allclose(model[0](x), seen, atol=1e-4)
