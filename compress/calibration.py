@@ -89,7 +89,7 @@ def record_inputs(
     """Inside, `see(name, x)` is called with every input x (..., in) of the named modules."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: see(name, args[0].detach())
+        return lambda module, args: see(name, args[0])
 
     handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
     try:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
 from compress import core
 from compress.allocation import tensor_bytes
-from compress.calibration import Moments, input_moments, utterances
+from compress.calibration import Moments, input_moments, record_inputs, utterances
 
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
@@ -144,26 +144,37 @@ def norm_importance(model: nn.Module, found: dict[Key, Group]) -> dict[Key, Tens
 def taylor_importance(
     model: nn.Module, found: dict[Key, Group], calibration: core.Calibration
 ) -> dict[Key, Tensor]:
-    """Mean square over utterances of weight x gradient summed over a unit's reading weights.
+    """Mean square over utterances of input x gradient summed over what a unit's reader reads of it.
 
     That sum is the derivative of the utterance's CTC loss by a factor on the unit: (units,).
     """
-    weights = {key: model.get_submodule(key[0]).get_parameter(g.cuts[-1].tensor)
-               for key, g in found.items()}  # fmt: skip
+    keys = {f"{key[0]}.{group.reader}": key for key, group in found.items()}
     scores = {key: torch.zeros(group.units) for key, group in found.items()}
     texts = [(t, int(n)) for b in calibration.batches
              for t, n in zip(b.targets, b.target_lengths, strict=True)]  # fmt: skip
     speech = utterances(calibration)
-    for (features, length), (target, n) in core.progress(
-        list(zip(speech, texts, strict=True)), "importance"
-    ):
-        log_probs = model(features[:length].unsqueeze(0)).log_probs.transpose(0, 1)
-        frames, tokens = torch.tensor([len(log_probs)]), torch.tensor([n])
-        loss = F.ctc_loss(log_probs, target[None, :n], frames, tokens, zero_infinity=True)
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        for (key, weight), gradient in zip(weights.items(), gradients, strict=True):
-            group = found[key]
-            scores[key] += _by_unit(group, group.cuts[-1], weight.detach() * gradient).square()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    inputs: dict[str, Tensor] = {}
+    model.requires_grad_(False)  # only gradients of activations: less to compute and to keep
+    try:
+        with record_inputs(model, keys, inputs.__setitem__):
+            for (features, length), (target, n) in core.progress(
+                list(zip(speech, texts, strict=True)), "importance"
+            ):
+                x = features[:length].unsqueeze(0).requires_grad_()
+                log_probs = model(x).log_probs.transpose(0, 1)
+                sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
+                loss = F.ctc_loss(log_probs, target[None, :n], *sizes, zero_infinity=True)
+                gradients = torch.autograd.grad(loss, list(inputs.values()))
+                for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
+                    group = found[keys[name]]
+                    features_last = isinstance(model.get_submodule(name), nn.Linear)
+                    cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
+                    scores[keys[name]] += _by_unit(group, cut, x.detach() * gradient).square()
+                inputs.clear()
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
     return scores
 
 
