@@ -66,6 +66,8 @@ def evaluate(
     texts = transcribe_all(recognizer, utterances, batch_size)
     result = score(utterances, texts, seed)
     result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
+    if recognizer.info.history:
+        result["made_by"] = [made_by(entry) for entry in recognizer.info.history]
     if measure_latency:
         sample = spread(utterances, TIMED)
         audio = [u.audio_filepath for u in sample]
@@ -77,6 +79,15 @@ def evaluate(
         result |= {key: value for key, value in speed[0].items() if key != "threads"}
         result |= {"speed": speed, "speed_utterances": len(sample)}
     return result
+
+
+def made_by(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a checkpoint's history, paths as `portable_path` writes them."""
+    config = {
+        key: portable_path(value) if isinstance(value, str) else value
+        for key, value in entry.get("config", {}).items()
+    }
+    return entry | ({"config": config} if config else {})
 
 
 def transcribe_all(

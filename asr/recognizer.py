@@ -41,6 +41,7 @@ class Info:
     features: FeatureConfig
     subsampling_factor: int
     one_at_a_time: bool  # batch mates would change the result (dynamically quantised activations)
+    history: tuple[dict[str, Any], ...] = ()  # of a checkpoint: how it was trained and compressed
 
 
 class Backend(Protocol):
@@ -277,6 +278,7 @@ class TorchBackend:
             features=checkpoint.features,
             subsampling_factor=self._model.config.subsampling_factor,
             one_at_a_time=any(getattr(m, "one_at_a_time", False) for m in self._model.modules()),
+            history=tuple(checkpoint.history),
         )
 
     def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -101,8 +102,8 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
             raise CheckpointError(f"{last}: holds no resume state")
         check_same_run(checkpoint.training["config"], config, str(last))
     elif args.init_from:
-        checkpoint = load_checkpoint(args.init_from)
-        checkpoint.data, checkpoint.training = {"train": args.data_dir}, None
+        checkpoint = start_from(args.init_from)
+        checkpoint.data = {"train": args.data_dir}
     else:
         checkpoint = new_checkpoint(args, splits.train, config.seed)
     train_set = usable(splits.train, checkpoint, config, say)
@@ -126,6 +127,21 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
         return 130
     say(f"best dev WER {trainer.best_wer:.2%} (epoch {trainer.best_epoch}): {output_dir}/model.pt")
     return 0
+
+
+def start_from(path: str) -> Checkpoint:
+    """The model of a checkpoint to fine-tune; its history names the file by its digest.
+
+    Of a last.pt, the history has the unfinished run as well.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.training:
+        run = {key: checkpoint.training[key] for key in ("config", "epoch")}
+        checkpoint.history.append({"step": "train", **run})
+        checkpoint.training = None
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    checkpoint.history.append({"step": "init", "sha256": digest})
+    return checkpoint
 
 
 def new_checkpoint(args: argparse.Namespace, train_set: list[Utterance], seed: int) -> Checkpoint:

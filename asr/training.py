@@ -26,6 +26,7 @@ from asr.data import Batch, BatchDataset, Key, epoch_batches, make_loader, plain
 from asr.decoding import greedy_decode_batch
 from asr.device import autocast, choose_device, choose_precision
 from asr.loss import ctc_loss
+from asr.machine import commit
 from asr.manifest import Utterance
 from asr.metrics import error_rates
 from asr.model import ConformerCTC, Output
@@ -91,6 +92,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=self.device)
         self.stopping = self.stopped = False  # asked to stop; stopped
         self.log: list[dict[str, Any]] = []
+        self.commit = commit()
         self.wait_seconds = self.busy_seconds = 0.0  # of the last epoch: loader, and all
         self.forward: Any = self.model
         if config.compile:
@@ -298,8 +300,9 @@ class Trainer:
 
     def save_model(self, model: nn.Module) -> None:
         """model.pt: the float32 weights as chosen, no optimiser."""
-        run = {"step": "train", "config": asdict(self.config), "epoch": self.epoch}
-        history = [*self.checkpoint.history, {**run, "dev_wer": self.best_wer}]
+        run = {"step": "train", "config": asdict(self.config), "epoch": self.epoch,
+               "dev_wer": self.best_wer, "commit": self.commit}  # fmt: skip
+        history = [*self.checkpoint.history, run]
         save_checkpoint(
             self.output_dir / "model.pt",
             Checkpoint(

@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         result, rows, sizes = compress_checkpoint(checkpoint, args.steps, speech, folder)
+        for entry in result.history[len(checkpoint.history) :]:
+            entry["commit"] = commit()
         save_checkpoint(folder / CHECKPOINT, result)
         finetuning.forget(folder)
     except BaseException:

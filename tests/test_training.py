@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 
 from asr.checkpoint import load_checkpoint
 from asr.optim import AveragedModel, learning_rate_at
-from asr.train import main
+from asr.train import main, start_from
 from asr.train_config import TrainConfig
 from asr.training import Trainer
 from tests.corpus import write_corpus
@@ -190,7 +191,16 @@ def test_fine_tuning_starts_from_the_given_weights(corpus, tmp_path):
         if "running" not in name:
             torch.testing.assert_close(new[name], value, atol=1e-6, rtol=0)
     history = load_checkpoint(tmp_path / "second" / "model.pt").history
-    assert [entry["step"] for entry in history] == ["train", "train"]
+    assert [entry["step"] for entry in history] == ["train", "init", "train"]
+    assert history[1]["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+
+
+def test_fine_tuning_from_an_unfinished_run_keeps_its_history(corpus, tmp_path):
+    assert main(flags(corpus, tmp_path / "first")) == 0
+    checkpoint = start_from(str(tmp_path / "first" / "last.pt"))
+    assert checkpoint.training is None
+    assert [entry["step"] for entry in checkpoint.history] == ["train", "init"]
+    assert checkpoint.history[0]["config"]["batch_size"] == 4
 
 
 def test_bpe_and_config_file(corpus, tmp_path):
