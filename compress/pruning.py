@@ -48,9 +48,16 @@ class Config(core.Selection):
     importance: str = field(
         default="norm",
         metadata={
-            "help": "structured: by the norm of the weights, or by what removal does to the loss "
-            "on calibration speech",
+            "help": "structured: which layers lose most (without refit: which units), by the norm "
+            "of the weights or by what removal does to the loss on calibration speech",
             "choices": IMPORTANCES,
+        },
+    )
+    refit: bool = field(
+        default=True,
+        metadata={
+            "help": "structured with calibration speech: choose units by what the layers that read "
+            "them cannot make up for, and let those make up for them"
         },
     )
     schedule: str = field(
@@ -128,9 +135,11 @@ def unstructured_share(model: nn.Module, weights: list[Tensor], config: Config) 
     """The share of zeros: what is asked for, or what makes the file as small as asked."""
     if not config.size_ratio:
         return config.sparsity
-    whole, numbers = file_bytes(model), sum(w.numel() for w in weights)
-    least = tensor_bytes(model) - 4 * numbers + numbers / 8  # all zero: the masks are left
-    share = 1 - (whole / config.size_ratio - least) / (4 * numbers)
+    numbers = sum(w.numel() for w in weights)
+    width, whole = (2, tensor_bytes(model) / 2) if core.is_half(model) else (4, file_bytes(model))
+    rest = tensor_bytes(model) * width / 4 - numbers * width
+    least = rest + numbers / 8  # all zero: the masks are left
+    share = 1 - (whole / config.size_ratio - least) / (numbers * width)
     if share >= 1:
         raise ValueError(
             f"size_ratio {config.size_ratio} is out of reach: with every weight zero it is "
@@ -172,7 +181,8 @@ def _structured(
     sparsity = config.sparsity
     if config.size_ratio:
         sparsity = _sparsity_for(model, found, counts, config.size_ratio)
-    return structured.prune(model, found, scores, counts(sparsity), calibration)
+    speech = calibration if config.refit else None
+    return structured.prune(model, found, scores, counts(sparsity), speech)
 
 
 def _sparsity_for(

@@ -23,7 +23,7 @@ from compress.equalization import equalize
 from compress.quantized import Int8Linear, QuantLinear, quantized_conv
 
 PRECISIONS = ("int8", "int4", "ternary", "fp16")
-GROUP_SIZE = {"int4": 32, "ternary": 64}
+GROUP_SIZES = {"int4": (32, 16, 64, 128, 256), "ternary": (64, 128, 256, 512)}  # default first
 ENDS = "subsampling.*,head"
 
 
@@ -54,9 +54,14 @@ class Config(core.Selection):
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if self.ends not in ("int8", "same"):
             raise ValueError(f"ends {self.ends!r} is not one of int8, same")
-        grouped = self.precision in GROUP_SIZE
-        if self.group_size < 0 or (self.group_size and not grouped):
-            raise ValueError("group_size must be positive, and is for int4 and ternary only")
+        grouped = self.precision in GROUP_SIZES
+        if self.group_size and not grouped:
+            raise ValueError(f"group_size is for int4 and ternary, not {self.precision}")
+        if self.group_size and self.group_size not in GROUP_SIZES[self.precision]:
+            allowed = ", ".join(map(str, sorted(GROUP_SIZES[self.precision])))
+            raise ValueError(
+                f"group_size {self.group_size} of {self.precision} is not one of {allowed}"
+            )
         if self.asymmetric and self.precision not in ("int8", "int4"):
             raise ValueError(f"asymmetric is for int8 and int4, not {self.precision}")
         if self.activation_aware and not grouped:
@@ -72,7 +77,7 @@ class Config(core.Selection):
             return "int8", 0, self.asymmetric
         if self.ends == "int8" and core.selected(name, ENDS):
             return "int8", 0, False
-        return self.precision, self.group_size or GROUP_SIZE[self.precision], self.asymmetric
+        return self.precision, self.group_size or GROUP_SIZES[self.precision][0], self.asymmetric
 
 
 def apply(

@@ -175,8 +175,8 @@ def compensated(
     qweight = torch.empty_like(fixed.qweight)
     for j in range(weight.shape[1]):
         q = ((w[:, j] / scale[:, j]).round() + zero[:, j]).clamp(low, high)
+        q = torch.where(weight[:, j] == 0, zero[:, j], q)  # pruned weights stay so
         qweight[:, j] = q.to(torch.int8)
         error = (w[:, j] - (q - zero[:, j]) * scale[:, j]) / upper[j, j]
         w[:, j + 1 :] -= torch.outer(error, upper[j, j + 1 :])
-    qweight[weight == 0] = zero[weight == 0].to(torch.int8)
     return Quantized(qweight, fixed.scale, fixed.zero_point)

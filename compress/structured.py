@@ -7,8 +7,9 @@ of the subsampling. d_model never changes. Used by `compress.pruning`.
 Importance of a unit: the norm of its weights (Li et al. 2017, arXiv 1608.08710), or the first-order
 Taylor estimate of what the loss rises by without it (Molchanov et al. 2019, arXiv 1906.10771). With
 calibration speech, the Linear that reads the units is refitted to the outputs that it had (He et
-al. 2017, arXiv 1707.06168); importance then says how many units a group loses, and those go whose
-loss the refitting makes up for best (Optimal Brain Surgeon: Hassibi & Stork 1993).
+al. 2017, arXiv 1707.06168) unless `refit` is off; importance then says how many units a group
+loses, and those go whose loss the refitting makes up for best (Optimal Brain Surgeon: Hassibi &
+Stork 1993).
 """
 
 from __future__ import annotations

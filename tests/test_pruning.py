@@ -11,7 +11,7 @@ from asr.config import ModelConfig
 from asr.data import Batch
 from asr.model import ConformerCTC, ConvModule, FeedForward, RelPositionAttention
 from asr.tokenizer import ENGLISH, Tokenizer
-from compress import factorization, pruning, quantization, structured
+from compress import core, factorization, pruning, quantization, structured
 from compress.calibration import Moments
 from compress.core import Calibration
 from compress.pruning import Config, apply, prepare, update
@@ -103,6 +103,15 @@ def test_size_ratio_of_zeros(tmp_path, ratio):
     before, after = build(d_model=64), build(d_model=64)
     apply(after, Config(size_ratio=ratio))
     assert ratio - 0.03 < file_ratio(tmp_path, before, after) < 1.1 * ratio
+
+
+def test_size_ratio_of_a_half_precision_file(tmp_path):
+    before, after = build(d_model=64), build(d_model=64)
+    for model in (before, after):
+        for module in model.modules():
+            core.round_own(module)
+    apply(after, Config(size_ratio=1.5))
+    assert 1.47 < file_ratio(tmp_path, before, after) < 1.65
 
 
 def test_sparsity_zero_changes_nothing(model):
@@ -285,6 +294,16 @@ def test_refitting_lowers_the_error(calibration):
         structured.prune(model, found, scores, counts, speech)
         errors.append(float((model(x).log_probs - expected).square().mean()))
     assert errors[1] < 0.4 * errors[0]
+
+
+def test_importance_chooses_the_units_without_refitting(calibration):
+    options = {"pruning_type": "structured", "sparsity": 0.5, "allocation": "layer"}
+    plain = apply(build(), Config(**options))
+    unfitted = apply(build(), Config(refit=False, **options), calibration)
+    assert torch.equal(log_probs(unfitted), log_probs(plain))
+    assert not torch.equal(
+        log_probs(apply(build(), Config(**options), calibration)), log_probs(plain)
+    )
 
 
 def inputs_and_moments(units, width=1):

@@ -190,6 +190,20 @@ def test_error_feedback_lowers_the_output_error(precision):
     assert ours / 32 == pytest.approx(errors[0], rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["int4", "ternary"])
+def test_error_feedback_knows_of_pruned_weights(precision):
+    """A weight that stays zero leaves its whole value as the error, not what rounding would."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(4000, 128, generator=generator) + 0.5 * torch.randn(4000, 1)
+    weight = weights(64, 128)
+    weight[weight.abs() < weight.abs().median()] = 0
+    gram = x.T @ x / len(x)
+    plain = rounding.dequantize(*rounding.grouped(weight, precision, 64), 64)
+    better = rounding.dequantize(*rounding.compensated(weight, precision, 64, False, gram), 64)
+    errors = [rounding.output_error(weight, w, gram) for w in (plain, better)]
+    assert errors[1] < 0.97 * errors[0]
+
+
 def test_equalization_changes_no_output_and_helps():
     from asr.model import FeedForward
 
@@ -304,6 +318,8 @@ def test_scale_gradient_is_that_of_lsq():
         ({"precision": "ternary", "asymmetric": True}, "asymmetric"),
         ({"precision": "int8", "group_size": 32}, "group_size"),
         ({"precision": "int4", "group_size": -1}, "group_size"),
+        ({"precision": "int4", "group_size": 48}, "one of 16, 32, 64, 128, 256"),
+        ({"precision": "ternary", "group_size": 32}, "one of 64"),
         ({"precision": "int8", "activation_aware": True}, "activation_aware"),
         ({"ends": "int4"}, "ends"),
     ],
