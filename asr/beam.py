@@ -147,7 +147,8 @@ class BeamSearch:
 
     def _best(self, scores: Floats) -> npt.NDArray[np.intp]:
         """Indices of the scores that stay, in order of the indices."""
-        kept = np.flatnonzero(scores > scores.max() - self.config.beam_threshold)
+        near = scores >= scores.max() - self.config.beam_threshold
+        kept = np.flatnonzero(near & (scores > -np.inf))
         if len(kept) > self.config.beam_size:
             top = np.argpartition(-scores[kept], self.config.beam_size - 1)
             kept = np.sort(kept[top[: self.config.beam_size]])

@@ -98,7 +98,10 @@ def load_kenlm(path: str | Path) -> tuple[Any, Any]:
 
 
 def read_vocabulary(path: str | Path) -> Iterator[str]:
-    """The words of an ARPA file, packed or not, or of a kenlm binary that lists them."""
+    """The words of an ARPA file, packed or not, or of a kenlm binary that lists them.
+
+    ValueError for an ARPA file that is not UTF-8.
+    """
     with open(path, "rb") as file:
         start = file.read(7)
         if start == b"mmap lm":  # how a kenlm binary begins; the words end it
@@ -108,14 +111,17 @@ def read_vocabulary(path: str | Path) -> Iterator[str]:
             yield from words.rstrip("\0").split("\0")
             return
     opener: Any = gzip.open if start.startswith(b"\x1f\x8b") else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("\\1-grams:"):
-                break
-        for line in lines:
-            if not line.strip():
-                break
-            yield line.split("\t")[1].strip()
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("\\1-grams:"):
+                    break
+            for line in lines:
+                if not line.strip():
+                    break
+                yield line.split("\t")[1].strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None
 
 
 def load_decoder(tokens: Sequence[str], config: BeamConfig) -> BeamSearch:

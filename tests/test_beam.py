@@ -174,6 +174,17 @@ def test_a_sure_model_is_read_like_greedy_with_any_beam():
         assert BeamSearch(CHARACTERS, config)(log_probs) == greedy_decode(log_probs)
 
 
+def test_a_threshold_of_zero_keeps_only_the_best():
+    log_probs = random_log_probs(np.random.default_rng(4), 60, 4, sharpness=1)
+    for scorer in (None, Bigrams(TABLE)):
+        zero, one = (
+            BeamSearch(CHARACTERS, BeamConfig(**options), scorer).search(log_probs)
+            for options in ({"beam_threshold": 0.0}, {"beam_size": 1, "beam_threshold": math.inf})
+        )
+        assert zero == one
+        assert len(zero) == 1
+
+
 def test_forgetting_prefixes_changes_nothing(monkeypatch):
     log_probs = random_log_probs(np.random.default_rng(1), 150, 4, sharpness=1)
     search = BeamSearch(CHARACTERS, BeamConfig(beam_size=12), Bigrams(TABLE))

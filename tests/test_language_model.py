@@ -151,6 +151,26 @@ def test_a_damaged_model_is_named(engine, tmp_path, content):
         WordModel(path, BeamConfig())
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_model_that_is_not_utf8_is_named(model_path, pack):
+    model_path.write_bytes(pack(model_path.read_bytes().replace(b"cat", b"caf\xe9")))
+    with pytest.raises(ValueError, match=r"lm.arpa: not UTF-8 text; convert it"):
+        list(read_vocabulary(model_path))
+
+
+def test_transcribe_explains_a_model_that_is_not_utf8(
+    tiny_checkpoint, model_path, tmp_path, capsys
+):
+    pytest.importorskip("kenlm", reason="the optional extra kenlm is not installed")
+    model_path.write_bytes(model_path.read_bytes().replace(b"cat", b"caf\xe9"))
+    soundfile.write(tmp_path / "a.wav", tone_waveform("ab"), 16000)
+    flags = ["--model_path", str(tiny_checkpoint), "--audio_path", str(tmp_path / "a.wav")]
+    assert transcribe([*flags, "--lm", str(model_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{model_path}: not UTF-8 text" in error
+    assert error.count("\n") == 1
+
+
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such language model"):
         WordModel(tmp_path / "lm.arpa", BeamConfig())
