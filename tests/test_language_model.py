@@ -16,6 +16,7 @@ import asr
 from asr.beam import BeamConfig
 from asr.evaluation import main as evaluate
 from asr.language_model import WordModel, load_decoder, read_vocabulary
+from asr.manifest import Utterance
 from asr.ngram import estimate, write_arpa
 from asr.transcribe import main as transcribe
 from scripts import tune_lm
@@ -229,11 +230,66 @@ def test_tune_lm_tries_pairs_of_weights(tiny_checkpoint, letters, tmp_path, caps
     assert tune_lm.main([*map(str, flags)]) == 0
     result = json.loads(out.read_text())
     pairs = [(row["lm_weight"], row["word_bonus"]) for row in result["table"]]
-    assert pairs == [(0, 1), (0, 2), (0, -3), (0.5, 1), (0.5, 2), (0.5, -3)]
+    assert pairs[:6] == [(0, 1), (0, 2), (0, -3), (0.5, 1), (0.5, 2), (0.5, -3)]
+    assert len(set(pairs)) == len(pairs) > 6
     best = min(result["table"], key=lambda row: (row["wer"], row["cer"]))
+    assert result["best"] == {key: best[key] for key in ("lm_weight", "word_bonus", "wer")}
     printed = capsys.readouterr().out
     assert f"best: --lm_weight {best['lm_weight']:g} --word_bonus {best['word_bonus']:g}" in printed
+    assert f"greedy: WER {result['greedy_wer']:.2%}" in printed
+    assert result["command"].startswith("python scripts/tune_lm.py --model_path")
+    assert result["machine"]["cores"] >= 1
+    assert {"commit", "seed"} <= result.keys()
     assert str(tmp_path) not in out.read_text()
+
+
+def test_tune_lm_looks_between_the_best_pair_and_its_neighbours():
+    assert tune_lm.halfway((0.3, 0.7, 1.1), 0.7) == [0.5, 0.7, 0.9]
+    assert tune_lm.halfway((3.0, 0.0, 1.5), 3.0) == [2.25, 3.0]
+    assert tune_lm.halfway((0.12345678, 0.12345678), 0.12345678) == [0.12345678]
+
+
+def test_tune_lm_points_out_the_edges_of_the_grid():
+    def notes(weight, bonus, weights=(0.0, 0.5, 1.0), bonuses=(0.0, 1.0, 2.0)):
+        best = {"lm_weight": weight, "word_bonus": bonus}
+        return tune_lm.edge_notes(best, {"lm_weight": weights, "word_bonus": bonuses})
+
+    assert notes(0.5, 0.5) == []
+    first, second = notes(1.0, 0.0)
+    assert "lm_weight, 1, is the largest" in first
+    assert first.endswith("widen --lm_weights upwards")
+    assert second.endswith("widen --word_bonuses downwards")
+    assert notes(0.0, 1.0) == []  # no weight is negative
+    assert notes(0.5, 1.0, weights=(0.5,)) == []  # the user fixed it
+
+
+def test_tune_lm_prints_the_edge(tiny_checkpoint, letters, tmp_path, capsys, stand_in):
+    """An untrained model says far too much: the more a word costs, the better."""
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    flags = ["--model_path", tiny_checkpoint, "--lm", letters, "--dev_data", data, "--threads", 1]
+    grid = ["--lm_weights", "0.5", "--word_bonuses=-20,-10"]
+    assert tune_lm.main([*map(str, flags), *grid]) == 0
+    assert "widen --word_bonuses downwards" in capsys.readouterr().out
+
+
+def test_tune_lm_spreads_a_limit_over_the_speakers():
+    utterances = [
+        Utterance(f"{speaker}-{n}.wav", 1.0, "a", str(speaker))
+        for speaker in (4, 2, 3, 1)
+        for n in range(5)
+    ]
+    some = tune_lm.spread(utterances, 8)
+    assert [u.speaker for u in some] == ["1", "1", "2", "2", "3", "3", "4", "4"]
+    assert len({u.id for u in some}) == 8
+    assert tune_lm.spread(utterances, 0) == tune_lm.spread(utterances, 99) == utterances
+
+
+@pytest.mark.parametrize("flag", ["--limit", "--threads"])
+def test_tune_lm_refuses_negative_counts(flag, capsys):
+    with pytest.raises(SystemExit) as raised:
+        tune_lm.main(["--model_path", "m.pt", "--lm", "l", "--dev_data", "d", flag, "-1"])
+    assert raised.value.code == 2
+    assert f"{flag} -1 must be at least 0" in capsys.readouterr().err
 
 
 def test_tune_lm_keeps_test_sets_closed(tiny_checkpoint, letters, tmp_path, capsys):
