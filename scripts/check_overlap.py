@@ -2,6 +2,11 @@
 
 python scripts/check_overlap.py --train LibriSpeech/train-clean-100 --test LibriSpeech/test-clean \
     LibriSpeech/test-other --output_file overlap.json
+
+Speakers are counted where transcripts name them; where one side names none, what is shared is
+unknown: null in the JSON, not 0. Speakers are told apart by their ids, and every corpus has ids of
+its own: those of different corpora are not comparable. Manifests do not name their corpus, so equal
+ids of two corpora are counted as well; the JSON gives examples to check.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.cli import guarded
 from asr.evaluation import check_writable, write_json
-from asr.machine import command_line, commit, portable_path
-from asr.transcripts import overlap, read_lines
+from asr.machine import command_line, commit, describe_machine, portable_path
+from asr.transcripts import Line, overlap, read_lines
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,6 +42,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def compare(train: Sequence[Line], test: Sequence[Line]) -> dict[str, Any]:
+    """The counts of `asr.transcripts.overlap`; None for speakers that are not known."""
+    row = overlap(train, test)
+    if not row["speakers"]:
+        row["speakers"] = row["shared_speakers"] = None
+    if not any(line.speaker for line in train):
+        row["shared_speakers"] = None
+    return row
+
+
+def speakers_of(row: dict[str, Any]) -> str:
+    """The speakers of a comparison in words."""
+    if row["shared_speakers"] is None:
+        return "speakers unknown"
+    return f"{row['shared_speakers']} of {row['speakers']} speakers"
+
+
 def run(args: argparse.Namespace) -> int:
     """Compares every test set with every training set, and prints and writes the counts."""
     if args.output_file:
@@ -46,22 +68,21 @@ def run(args: argparse.Namespace) -> int:
     for test in args.test:
         lines = read_lines(test)
         for train, train_lines in trains.items():
-            row = overlap(train_lines, lines)
+            row = compare(train_lines, lines)
             if args.no_texts:
                 named = row["examples"]["sentences"]
                 row["examples"]["sentences"] = [text.partition(":")[0] for text in named]
             rows.append({"train": portable_path(train), "test": portable_path(test), **row})
             print(
                 f"{test} in {train}: {row['shared_utterances']} of {row['utterances']} utterances, "
-                f"{row['shared_speakers']} of {row['speakers']} speakers, "
+                f"{speakers_of(row)}, "
                 f"{row['shared_sentences']} sentences, {row['shared_single_words']} single words"
             )
             for sentence in row["examples"]["sentences"]:
                 print(f"    {sentence}")
     if args.output_file:
-        write_json(
-            args.output_file, {"command": args.command, "commit": commit(), "overlaps": rows}
-        )
+        about = {"command": args.command, "commit": commit(), "machine": describe_machine()}
+        write_json(args.output_file, about | {"overlaps": rows})
         print(f"written to {args.output_file}")
     return 0
 

@@ -97,6 +97,25 @@ def test_check_overlap_prints_and_writes(text, manifest, tmp_path, capsys):
     assert "a sentence that stands" not in out.read_text() + capsys.readouterr().out
 
 
+def test_check_overlap_says_where_speakers_are_unknown(text, manifest, tmp_path, capsys):
+    nameless = tmp_path / "nameless.json"
+    nameless.write_text('{"audio_filepath": "a.wav", "duration": 1, "text": "yes"}\n')
+    out = tmp_path / "overlap.json"
+    flags = ["--output_file", str(out)]
+    for train, test, speakers, shared, said in (
+        (text, manifest, 2, 1, "1 of 2 speakers"),
+        (nameless, manifest, 2, None, "speakers unknown"),
+        (text, nameless, None, None, "speakers unknown"),
+        (nameless, nameless, None, None, "speakers unknown"),
+    ):
+        assert check_overlap.main([*flags, "--train", str(train), "--test", str(test)]) == 0
+        assert f" utterances, {said}, " in capsys.readouterr().out
+        result = json.loads(out.read_text())
+        (row,) = result["overlaps"]
+        assert (row["speakers"], row["shared_speakers"]) == (speakers, shared)
+        assert result["machine"]["cores"] >= 1
+
+
 def test_build_lm_leaves_out_the_sentences_of_test_sets(text, manifest, tmp_path, capsys):
     path = tmp_path / "lm.arpa"
     flags = ["--text", str(text), "--exclude", str(manifest), "--output_path", str(path)]
