@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "int4": (*QUANTIZATION, "int4"),
     "int4_aware": (*QUANTIZATION, "int4", "--activation_aware"),
     "ternary": (*QUANTIZATION, "ternary"),
+    "ternary_aware": (*QUANTIZATION, "ternary", "--activation_aware"),
     "unstructured_50": (*PRUNING, "--sparsity", "0.5"),
     "structured_30": (*PRUNING, "--pruning_type", "structured", "--sparsity", "0.3"),
     "structured_30_taylor": (
@@ -50,6 +51,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "low_rank_aware": (*FACTORIZATION, "--activation_aware"),
     "clustering_256": (*CLUSTERING, "256"),
     "clustering_16": (*CLUSTERING, "16"),
+    "clustering_16_entropy": (*CLUSTERING, "16", "--entropy_coding"),
     "clustering_16_aware": (*CLUSTERING, "16", "--codebooks", "16", "--activation_aware"),
 }  # fmt: skip
 CALIBRATION_FILES = 64
@@ -91,7 +93,8 @@ def measure(method: str, model: Path, speech: Path, folder: Path) -> dict[str, A
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ValueError(f"{method}: {said.strip().splitlines()[-1]}")
+        last = said.strip().splitlines()[-1:] or [f"ended with {process.returncode}"]
+        raise ValueError(f"{method}: {last[0]}")
     kilobyte = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
     return {
         "method": method,

@@ -34,26 +34,26 @@ compress unstructured_50 float --method pruning --sparsity 0.5
 compress structured_30 float --method pruning --pruning_type structured --sparsity 0.3
 compress low_rank float --method factorization --size_ratio 2.2
 compress clustering_256 float --method clustering --num_clusters 256
-compress clustering_16 float --method clustering --num_clusters 16
+compress clustering_16 float --method clustering --num_clusters 16 --codebooks 16
 compress pruned_50_int8 unstructured_50 --method quantization --precision int8
 
 models=()
 for row in float fp16 int8 int4 ternary unstructured_30 unstructured_50 structured_30 low_rank \
     clustering_256 clustering_16 pruned_50_int8; do
-    [ -e "$work/$row/model.onnx" ] || python scripts/export_onnx.py \
+    python scripts/export_onnx.py \
         --model_path "$work/$row/model.pt" --output_path "$work/$row/model.onnx" >/dev/null
     models+=("$work/$row/model.onnx")
 done
-python - "$work" "$out/sizes.json" <<'PYTHON'
+python - "$work" "$out/sizes.json" "$preset" <<'PYTHON'
 import sys
 from pathlib import Path
 from asr.evaluation import write_json
-from asr.machine import commit
+from asr.machine import commit, describe_machine
 rows = {p.parent.name: p.stat().st_size for p in sorted(Path(sys.argv[1]).glob("*/model.pt"))}
 ratios = {name: round(rows["float"] / size, 3) for name, size in rows.items()}
 command = "scripts/measure_small.sh"
-write_json(sys.argv[2], {"command": command, "commit": commit(), "seed": 0, "pt_bytes": rows,
-                         "smaller": ratios})
+write_json(sys.argv[2], {"command": command, "commit": commit(), "seed": 0, "preset": sys.argv[3],
+                         "pt_bytes": rows, "smaller": ratios, "machine": describe_machine()})
 PYTHON
 python scripts/benchmark.py infer --threads 1 --rounds 30 --model_path "${models[@]}" \
     --output_file "$out/speed.json"
