@@ -150,6 +150,24 @@ def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) 
     }
 
 
+def by_set(
+    rows: Sequence[Row], sets: Sequence[tuple[str, int]], seed: int = 0
+) -> list[dict[str, Any]]:
+    """The rates of each test set, given its name and how many of the rows, in order, are its."""
+    found, at = [], 0
+    for name, count in sets:
+        part, at = rows[at : at + count], at + count
+        entry: dict[str, Any] = {"test_data": name, "utterances": count}
+        for rate, unit in (("wer", "word"), ("cer", "character")):
+            errors, totals = ([row[k] for row in part] for k in (f"{unit}_errors", f"{unit}s"))
+            entry |= {
+                f"{unit}s": sum(totals), rate: sum(errors) / max(sum(totals), 1),
+                f"{rate}_interval": list(bootstrap_interval(errors, totals, seed=seed)),
+            }  # fmt: skip
+        found.append(entry)
+    return found
+
+
 def digest(text: str) -> str:
     """Tells texts apart in results that must not hold them."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -270,6 +288,12 @@ def report(result: dict[str, Any]) -> str:
         )
     if "speed" in result:
         lines.append(f"  {DEFINITION}; medians over {result['speed_utterances']} utterances")
+    for part in result.get("sets", []):
+        low, high = part["wer_interval"]
+        lines.append(
+            f"{part['test_data']}: {part['utterances']} utterances, {part['words']} words, "
+            f"WER {part['wer']:.2%} ({low:.2%} to {high:.2%}), CER {part['cer']:.2%}"
+        )
     if result["worst"]:
         lines.append("worst utterances")
     for row in result["worst"]:
@@ -302,11 +326,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
-    add("--test_data", required=True, help="manifest, LibriSpeech folder or folder of manifests")
+    add("--test_data", required=True, nargs="+",
+        help="manifests, LibriSpeech folders; several count as one")  # fmt: skip
     add("--output_file", help="JSON with all results; folders are made")
     add("--batch_size", type=int, default=8, help="utterances at once (default: 8)")
     add("--threads", type=int, default=0, help="processor threads (default: all cores)")
-    add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
+    add("--limit", type=int, default=0, help="only the first so many of each set (default: all)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")
     add("--no_speed", action="store_true", help="leave speed and memory out")
@@ -323,7 +348,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     busy = busy_cores()
     beam = beam_from_flags(args)
-    utterances = read_test_data(args.test_data)[: args.limit or None]
+    parts = {p: read_test_data(p)[: args.limit or None] for p in args.test_data}
+    utterances = [utterance for part in parts.values() for utterance in part]
     other = read_result(args.compare) if args.compare else None
     if other is not None:
         align([describe_utterance(u) for u in utterances], other["utterances"])
@@ -334,9 +360,12 @@ def run(args: argparse.Namespace) -> int:
         beam,
     )  # fmt: skip
     rows = result.pop("utterances")
+    if len(parts) > 1:
+        sizes = [(portable_path(path), len(part)) for path, part in parts.items()]
+        result["sets"] = by_set(rows, sizes, args.seed)
     result |= {
         "model": portable_path(args.model_path),
-        "test_data": portable_path(args.test_data),
+        "test_data": " ".join(map(portable_path, args.test_data)),
         "command": args.command,
         "commit": commit(),
         "seed": args.seed,

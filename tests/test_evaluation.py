@@ -187,6 +187,28 @@ def test_a_result_names_no_place(models, data, tmp_path):
         assert place == "/" or place not in text
 
 
+def test_several_sets_count_as_one_and_each_apart(models, data, tmp_path, capsys):
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    parts = [data.with_name(f"{name}.json") for name in ("first", "second")]
+    for path, some in zip(parts, (lines[:5], lines[5:]), strict=True):
+        path.write_text("".join(some), encoding="utf-8")
+    output, whole = tmp_path / "r.json", tmp_path / "whole.json"
+    flags = ["--no_speed", "--model_path", str(models["pt"]), "--threads", "1"]
+    assert main([*flags, "--test_data", *map(str, parts), "--output_file", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert run(models, data, "--no_speed", "--output_file", whole, "--compare", output) == 0
+    result, expected = (json.loads(p.read_text(encoding="utf-8")) for p in (output, whole))
+    assert (result["wer"], result["words"]) == (expected["wer"], expected["words"])
+    for part, path, some in zip(result["sets"], parts, (lines[:5], lines[5:]), strict=True):
+        assert run(models, path, "--no_speed", "--output_file", whole) == 0
+        alone = json.loads(whole.read_text(encoding="utf-8"))
+        assert part["utterances"] == len(some)
+        for key in ("wer", "cer", "words", "wer_interval"):
+            assert part[key] == alone[key]
+        assert f"{part['test_data']}: {len(some)} utterances" in out
+    assert "sets" not in expected
+
+
 def test_texts_can_stay_out_of_the_file(models, data, tmp_path, capsys):
     output = tmp_path / "r.json"
     assert run(models, data, "--output_file", output, "--no_speed", "--no_texts") == 0
