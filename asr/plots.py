@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import Result
+from .results import Result
 
 PLOTS: dict[str, tuple[str, Callable[[Result], float]]] = {
     "wer_size.png": ("size of the file (MB)", lambda r: r.bytes / 1e6),

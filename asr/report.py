@@ -1,22 +1,27 @@
 """Results side by side: one row a technique, and what a smaller or faster model costs.
 
-Reads the JSON files of evaluate.py. A file is compared with the baseline's file of its own kind:
-bytes and latency of a `.pt` with those of the baseline's `.pt`, of an `.onnx` with its `.onnx`.
+A file of `asr.results` is compared with the baseline's file of its own kind: bytes and latency of a
+`.pt` with those of the baseline's `.pt`, of an `.onnx` with its `.onnx`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PLAIN_STEMS = ("result", "evaluation", "results")  # of files that are named by their folder
+from asr.results import (
+    REFERENCE_FORMS,
+    Reference,
+    Result,
+    by_technique,
+    by_test_data,
+    find_baseline,
+)
+
 MISSING = "–"
 END = "<!-- end -->"
-REFERENCE_FORMS = {"smaller": "{:.2f}", "delta_wer": "{:+.2%}", "faster": "{:.2f}"}
 
 NOTES = """\
 - *smaller*, *faster*: how many times, against the first row's file of the same kind.
@@ -26,138 +31,7 @@ NOTES = """\
   highest of the process. Both are the `.onnx`'s, or where it says so the `.pt`'s.
 - *texts alike*: utterances of which the `.onnx` and the `.pt` write the same text."""
 
-
-@dataclass(frozen=True)
-class Result:
-    """What the report needs of a result file; NaN where it was not measured."""
-
-    name: str  # of the technique
-    kind: str  # "pt" or "onnx"
-    wer: float
-    bytes: int
-    path: Path
-    latency: float = math.nan  # seconds, median, one thread
-    peak_rss: float = math.nan  # bytes
-    test_data: str = ""
-    comparison: dict[str, Any] = field(default_factory=dict)  # with the result it names `other`
-    about: dict[str, Any] = field(default_factory=dict)  # command, commit, seed, machine
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Another study's figures by technique: keys of REFERENCE_FORMS, ratios and fractions."""
-
-    source: str
-    rows: dict[str, dict[str, float]]
-
-    def find(self, name: str) -> dict[str, float]:
-        """The row of this name, else the longest that begins it: clustering for clustering_16."""
-        found = [key for key in self.rows if f"{name}_".startswith(f"{key}_")]
-        return self.rows[max(found, key=len)] if found else {}
-
-
 Files = Mapping[str, Result]  # the results of one technique by kind
-
-
-def read_results(paths: Iterable[str | Path]) -> list[Result]:
-    """The results in JSON files, and in the folders below those that are folders.
-
-    A folder's files that are no results are passed over. Raises ValueError for a file that is none
-    and where nothing is found.
-    """
-    results: list[Result] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = [read_result(p) for p in sorted(path.rglob("*.json")) if is_result(p)]
-            if not found:
-                raise ValueError(f"{path}: no result files below it; evaluate.py writes them")
-            results += found
-        else:
-            results.append(read_result(path))
-    return results
-
-
-def is_result(path: Path) -> bool:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return False
-    return isinstance(contents, dict) and {"wer", "bytes"} <= contents.keys()
-
-
-def read_result(path: Path) -> Result:
-    """One result file; named by its key `name`, by its file, or if that says nothing its folder.
-
-    The file's name may end in its kind: `int8_pt.json` and `int8_onnx.json` are both of int8.
-    """
-    if not path.exists():
-        raise ValueError(f"{path}: no such file; evaluate.py writes results")
-    if not is_result(path):
-        raise ValueError(f"{path}: not a result of evaluate.py (no wer and bytes in it)")
-    contents = json.loads(path.read_text(encoding="utf-8"))
-    kind = "onnx" if str(contents.get("model", "")).endswith(".onnx") else "pt"
-    stem = path.stem.removesuffix(f"_{kind}")
-    name = path.resolve().parent.name if stem in PLAIN_STEMS else stem
-    return Result(
-        name=str(contents.get("name") or name),
-        kind=kind,
-        wer=float(contents["wer"]),
-        bytes=int(contents["bytes"]),
-        path=path,
-        latency=float(contents.get("latency_p50", math.nan)),
-        peak_rss=float(contents.get("peak_rss", math.nan)),
-        test_data=str(contents.get("test_data", "")),
-        comparison=contents.get("comparison") or {},
-        about={k: contents[k] for k in ("command", "commit", "seed", "machine") if k in contents},
-    )
-
-
-def read_reference(path: str | Path) -> Reference:
-    """Raises ValueError for a file that is not like experiments/design.json."""
-    like = "; it needs a source and rows like those of experiments/design.json"
-    try:
-        contents = json.loads(Path(path).read_text(encoding="utf-8"))
-        reference = Reference(str(contents["source"]), dict(contents["rows"]))
-        for name, row in reference.rows.items():
-            for key, value in row.items():
-                if key not in REFERENCE_FORMS or not isinstance(value, int | float):
-                    raise ValueError(f"{name}: {key} = {value!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not reference figures ({error}){like}") from None
-    return reference
-
-
-def find_baseline(results: Sequence[Result], name: str = "") -> str:
-    """The name of the technique the others are compared with.
-
-    Without a name: the largest with `baseline` or `float` in its name, those words alone first;
-    else the largest. Raises ValueError.
-    """
-    if name and all(r.name != name for r in results):
-        known = ", ".join(dict.fromkeys(r.name for r in results))
-        raise ValueError(f"no result is named {name!r}; there are {known}")
-    words = ("baseline", "float")
-    named = [r for r in results if any(word in r.name.lower() for word in words)]
-    return name or max(named or results, key=lambda r: (r.name in words, r.bytes)).name
-
-
-def by_test_data(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Only what was measured on the same data can be compared."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.test_data, []).append(result)
-    return groups
-
-
-def by_technique(results: Sequence[Result]) -> dict[str, dict[str, Result]]:
-    """Name → kind → result. Raises ValueError for two files of one name and kind."""
-    techniques: dict[str, dict[str, Result]] = {}
-    for r in results:
-        other = techniques.setdefault(r.name, {}).setdefault(r.kind, r)
-        if other is not r:
-            raise ValueError(f"{other.path} and {r.path} are both the .{r.kind} of {r.name}; "
-                             'leave one out, or tell them apart by a key "name"')  # fmt: skip
-    return techniques
 
 
 def markdown(
@@ -168,11 +42,22 @@ def markdown(
     for data, group in by_test_data(results).items():
         first = find_baseline(group, baseline)
         parts += [f"Test data: `{data}`" if data else "", table(group, first, reference)]
+        parts.append(set_table(group))
     notes = [NOTES]
     if reference:
-        notes.append(f"- *design*: {reference.source}; names that begin alike share a row of it.")
+        notes.append(f"- *design*: {reference.source}; all its figures stand below.")
     parts += ["\n".join([*notes, *machines(results)]), commands(results)]
+    if reference:
+        parts.append(reference_table(reference))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def by_set(results: Sequence[Result]) -> str:
+    """Only the error rates of each test set, in the order of the results, and the commands."""
+    text = set_table(results)
+    if not text:
+        raise ValueError("no result has several test sets: give evaluate.py several --test_data")
+    return "\n\n".join([text, "\n".join(machines(results)), commands(results)]) + "\n"
 
 
 def table(results: Sequence[Result], baseline: str, reference: Reference | None = None) -> str:
@@ -199,7 +84,7 @@ def cells(
     pt, onnx, float_pt = files.get("pt"), files.get("onnx"), base.get("pt")
     timed = next((r for r in (onnx, pt) if r and not math.isnan(r.latency)), None)
     mark = " (.pt)" if timed and timed is pt else ""
-    known = reference.find(name) if reference else {}
+    known = reference.rows.get(name, {}) if reference else {}
 
     def design(header: str, key: str) -> list[tuple[str, str]]:
         text = number(known.get(key, math.nan), REFERENCE_FORMS[key])
@@ -224,6 +109,41 @@ def cells(
         ("memory MB", number(value(timed, "peak_rss") / 1e6, "{:.0f}")),
         ("texts alike", number(alike(onnx, pt), "{:.1%}")),
     ]
+
+
+def set_table(results: Sequence[Result]) -> str:
+    """One row a technique, the rates of its `.pt` (else its `.onnx`) on each set; '' without sets.
+
+    A set is named by the last part of its path.
+    """
+    rows: list[list[str]] = []
+    for name, files in by_technique([r for r in results if r.sets]).items():
+        row = [name]
+        for part in (files.get("pt") or files["onnx"]).sets:
+            low, high = part["wer_interval"]
+            row.append(
+                f"{number(part['wer'], '{:.1%}')} ({100 * low:.1f} to {100 * high:.1f}), "
+                f"{number(part['cer'], '{:.1%}')}"
+            )
+        rows.append(row)
+    if not rows:
+        return ""
+    sets = next(r.sets for r in results if r.sets)
+    titles = [f"{Path(s['test_data']).name}, {s['words']:,} words: WER (95 %), CER" for s in sets]
+    lines = [["technique", *titles], ["---"] + ["--:"] * len(sets), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def reference_table(reference: Reference) -> str:
+    """The other study's own figures, as it prints them."""
+    titles = ["MB", "smaller", "WER", "ΔWER", "seconds", "faster"]
+    lines = [["technique", *titles], ["---"] + ["--:"] * len(titles)]
+    for name, row in reference.rows.items():
+        cells = [number(row.get(key, math.nan), form) for key, form in REFERENCE_FORMS.items()]
+        lines.append([name, *cells])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = "\n".join(f"- {note}" for note in reference.notes)
+    return "\n\n".join(part for part in (f"From {reference.source}:", table, notes) if part)
 
 
 def value(result: Result | None, key: str) -> float:
@@ -267,6 +187,7 @@ def machines(results: Sequence[Result]) -> list[str]:
     for machine in (r.about["machine"] for r in results if r.about.get("machine")):
         cores = machine.get("cores", 0)
         parts = [str(machine.get("processor", "")), f"{cores} core{'s' * (cores != 1)}"]
+        parts += [" ".join(machine.get("flags", []))] if machine.get("flags") else []
         parts += [f"{k} {machine[k]}" for k in ("torch", "onnxruntime") if machine.get(k)]
         known = loads.setdefault(", ".join(parts), [])
         known += [machine["load_before"]] if "load_before" in machine else []
@@ -288,10 +209,23 @@ def commands(results: Sequence[Result]) -> str:
             for key in ("commit", "seed")
         )
         made = ", ".join(f"`{r.about['command']}`" for r in mine)
-        lines += [f"- {name} (commit {commits}, seed {seeds}): {made}"] if mine else []
+        steps = [text for r in mine for text in map(describe_step, r.about.get("made_by", ()))]
+        by = f"; made by {', then '.join(steps)}" if steps else ""
+        lines += [f"- {name} (commit {commits}, seed {seeds}): {made}{by}"] if mine else []
     if not lines:
         return ""
     return "\n".join(["<details><summary>Commands</summary>", "", *lines, "", "</details>"])
+
+
+def describe_step(entry: dict[str, Any]) -> str:
+    """A step of a model's history: its method and what it was told."""
+    told = {k: v for k, v in entry.get("config", {}).items() if v not in ("", "*", 0, None)}
+    if entry["step"] == "train":
+        told = {k: told[k] for k in ("epochs", "learning_rate", "seed") if k in told}
+    options = ", ".join(f"{key} {value}" for key, value in told.items())
+    commit = f", commit {entry['commit']}" if entry.get("commit") else ""
+    digest = f" from {entry['sha256'][:12]}" if entry.get("sha256") else ""
+    return entry["step"] + digest + (f" ({options}{commit})" if options or commit else "")
 
 
 def insert(path: str | Path, section: str, body: str) -> str:

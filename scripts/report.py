@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.cli import guarded
 from asr.manifest import write_atomically
 from asr.plots import PLOTS, plot
-from asr.report import by_test_data, insert, markdown, read_reference, read_results
+from asr.report import by_set, insert, markdown
+from asr.results import by_test_data, read_reference, read_results
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("results", nargs="+", help="result files of evaluate.py, or folders with such")
     add("--baseline", default="", help="name of the float model's result (default: found by name)")
     add("--reference", help="figures to set beside ours, such as experiments/design.json")
+    add("--sets", action="store_true", help="only the error rates of each test set")
     add("--output_dir", help="folder for report.md and the plots; without it the table is printed")
     add("--insert", metavar="FILE", help="Markdown file that gets the table instead of report.md")
     add("--section", metavar="NAME",
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--insert FILE and --section NAME go together; give both or neither")
     results = read_results(args.results)
     reference = read_reference(args.reference) if args.reference else None
-    text = markdown(results, args.baseline, reference)
+    text = by_set(results) if args.sets else markdown(results, args.baseline, reference)
     written: list[Path] = []
     if args.insert:
         write_atomically(args.insert, insert(args.insert, args.section, text))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asr import plots, report
+from asr import plots, report, results
 
 ROOT = Path(__file__).parents[1]
 DESIGN = ROOT / "experiments" / "design.json"
@@ -57,7 +57,7 @@ def rows(text):
 
 
 def test_one_row_a_technique_by_size(folder):
-    found = rows(report.markdown(report.read_results([folder])))
+    found = rows(report.markdown(results.read_results([folder])))
     assert list(found) == ["technique", "float", "fp16", "low_rank_64", "int8"]
     none = report.MISSING
     assert found["technique"] == [
@@ -91,14 +91,14 @@ def test_one_row_a_technique_by_size(folder):
 )
 def test_an_interval_against_another_file_is_not_shown(folder, other):
     write(folder / "int8_pt.json", 0.21, 12_500_000, comparison=against(other, 0.1, 0.2))
-    text = report.markdown(report.read_results([folder]))
+    text = report.markdown(results.read_results([folder]))
     assert rows(text)["int8"][8] == report.MISSING
 
 
 @pytest.mark.parametrize("other", ["float_pt.json", "../float_pt.json", ".../an4/float_pt.json"])
 def test_the_float_file_is_known_from_other_folders(folder, other):
     write(folder / "int8_pt.json", 0.21, 12_500_000, comparison=against(other, 0.1, 0.2))
-    text = report.markdown(report.read_results([folder]))
+    text = report.markdown(results.read_results([folder]))
     assert rows(text)["int8"][8] == "+10.00 to +20.00"
 
 
@@ -115,16 +115,16 @@ def test_the_float_file_is_known_from_other_folders(folder, other):
 )
 def test_names(tmp_path, file, model, name):
     write(tmp_path / file, 0.2, 10, model=model)
-    found = report.read_result(tmp_path / file)
+    found = results.read_result(tmp_path / file)
     assert (found.name, found.kind) == (name, model.removeprefix("m."))
     write(tmp_path / file, 0.2, 10, model=model, name="given")
-    assert report.read_result(tmp_path / file).name == "given"
+    assert results.read_result(tmp_path / file).name == "given"
 
 
 def test_only_an_onnx(tmp_path):
     write(tmp_path / "float.json", 0.2, 20, 0.2)
     write(tmp_path / "int8.json", 0.3, 10, 0.1, "m.onnx")
-    row = rows(report.markdown(report.read_results([tmp_path])))["int8"]
+    row = rows(report.markdown(results.read_results([tmp_path])))["int8"]
     assert row[1:5] == [report.MISSING, report.MISSING, "0.00", report.MISSING]
     assert row[9:11] == ["100.0", report.MISSING]  # not against the time of another kind
 
@@ -134,7 +134,7 @@ def test_where_it_was_measured(folder):
     write(folder / "int8_pt.json", 0.2, 10, machine={**machine, "load_before": 0.5})
     write(folder / "fp16.json", 0.2, 10, machine={**machine, "load_before": 2.25}, commit="def")
     write(folder / "int8_onnx.json", 0.2, 10, model="m.onnx", machine={**machine, "cores": 2})
-    text = report.markdown(report.read_results([folder]))
+    text = report.markdown(results.read_results([folder]))
     assert "- Measured on: Z80, 1 core, torch 2.0; load before it 0.5 to 2.2." in text
     assert "- Measured on: Z80, 2 cores, torch 2.0.\n" in text
     folded = text.partition("<details>")[2].partition("</details>")[0]
@@ -144,40 +144,85 @@ def test_where_it_was_measured(folder):
 
 def test_results_on_other_data_get_their_own_table(folder):
     write(folder / "elsewhere.json", 0.4, 50_000_000, test_data="test-other")
-    text = report.markdown(report.read_results([folder]))
+    text = report.markdown(results.read_results([folder]))
     other, test = text.partition("Test data: `test-other`\n")[2].split("Test data: `test`\n")
     assert list(rows(other)) == ["technique", "elsewhere"]
     assert {"float", "int8"} < rows(test).keys()
 
 
 def test_the_baseline(folder, tmp_path):
-    results = report.read_results([folder])
-    assert report.find_baseline(results) == "float"
-    assert report.find_baseline(results, "fp16") == "fp16"
+    found = results.read_results([folder])
+    assert results.find_baseline(found) == "float"
+    assert results.find_baseline(found, "fp16") == "fp16"
     with pytest.raises(ValueError, match=r"no result is named 'x'; there are .*int8"):
-        report.find_baseline(results, "x")
+        results.find_baseline(found, "x")
     write(folder / "float_padded.json", 0.2, 90_000_000)
-    assert report.find_baseline(report.read_results([folder])) == "float"
+    assert results.find_baseline(results.read_results([folder])) == "float"
     write(tmp_path / "b" / "small.json", 0.2, 10)
     write(tmp_path / "b" / "large.json", 0.2, 20)
-    assert report.find_baseline(report.read_results([tmp_path / "b"])) == "large"
+    assert results.find_baseline(results.read_results([tmp_path / "b"])) == "large"
 
 
 def test_the_design_beside_ours(folder):
     write(folder / "int4_qat.json", 0.2, 10)
-    write(folder / "int40.json", 0.2, 9)
-    reference = report.read_reference(DESIGN)
-    text = report.markdown(report.read_results([folder]), reference=reference)
-    found, none = rows(text), report.MISSING
+    write(folder / "low_rank.json", 0.3, 20_000_000, 0.1)
+    reference = results.read_reference(DESIGN)
+    text = report.markdown(results.read_results([folder]), reference=reference)
+    found, none = rows(text.split("\nFrom ")[0]), report.MISSING
     places = [i for i, header in enumerate(found["technique"]) if header.startswith("design: ")]
     assert [found["technique"][i - 1] for i in places] == ["smaller", "ΔWER", "faster"]
-    shown = {name: [row[i] for i in places] for name, row in found.items()}
+    shown = {
+        name: [row[i] for i in places] for name, row in found.items() if len(row) > max(places)
+    }
     assert shown["int8"] == ["2.95", "+31.79 %", "1.14"]
-    assert shown["low_rank_64"] == ["2.18", "+141.04 %", "1.37"]
-    assert shown["int4_qat"] == ["4.26", none, none]
-    assert shown["float"] == shown["int40"] == [none] * 3
+    assert shown["low_rank"] == ["2.18", "+141.04 %", "1.37"]
+    assert shown["float"] == ["1.00", none, "1.00"]
+    assert shown["int4_qat"] == shown["low_rank_64"] == [none] * 3  # not of that study
     assert reference.source in text
-    assert reference.find("unstructured_50") == {}
+    assert "| int8 | 97.70 | 2.95 | 28.81 % | +31.79 % | 0.3685 | 1.14 |" in text
+    assert f"- {reference.notes[0]}" in text
+
+
+def test_rates_of_each_set(tmp_path):
+    def sets(*wers):
+        return [
+            {
+                "test_data": f"data/{name}",
+                "words": 4000,
+                "wer": wer,
+                "wer_interval": [wer - 0.01, wer + 0.01],
+                "cer": wer / 4,
+            }
+            for name, wer in zip(("clean", "other"), wers, strict=True)
+        ]
+
+    write(tmp_path / "greedy_onnx.json", 0.3, 10, model="m.onnx", sets=sets(0.2, 0.4))
+    write(tmp_path / "lm_onnx.json", 0.25, 10, model="m.onnx", sets=sets(0.15, 0.36))
+    found = results.read_results([tmp_path])
+    text = report.by_set(found)
+    shown = rows(text)
+    assert shown["technique"][1:] == [
+        "clean, 4,000 words: WER (95 %), CER",
+        "other, 4,000 words: WER (95 %), CER",
+    ]
+    assert shown["lm"] == ["lm", "15.0 % (14.0 to 16.0), 3.8 %", "36.0 % (35.0 to 37.0), 9.0 %"]
+    assert "python lm_onnx.py" in text
+    assert text.splitlines()[0] in report.markdown(found, "greedy")
+    with pytest.raises(ValueError, match="several --test_data"):
+        report.by_set([])
+
+
+def test_how_a_model_was_made(tmp_path):
+    history = [
+        {"step": "train", "config": {"epochs": 3, "seed": 1, "dropout": 0.1}, "commit": "abc"},
+        {"step": "init", "sha256": 64 * "f"},
+        {"step": "pruning", "config": {"sparsity": 0.5, "include": "*", "size_ratio": 0.0}},
+    ]  # fmt: skip
+    write(tmp_path / "float_pt.json", 0.3, 10)
+    write(tmp_path / "small_pt.json", 0.3, 5, made_by=history)
+    text = report.markdown(results.read_results([tmp_path]))
+    steps = "train (epochs 3, seed 1, commit abc), then init from ffffffffffff, then "
+    assert f"made by {steps}pruning (sparsity 0.5)" in text
 
 
 @pytest.mark.parametrize(
@@ -188,7 +233,7 @@ def test_the_design_beside_ours(folder):
 def test_other_files_are_no_reference(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: not reference figures .*design\.json"):
-        report.read_reference(tmp_path / "a.json")
+        results.read_reference(tmp_path / "a.json")
 
 
 def test_a_section_is_replaced_and_nothing_else(folder, tmp_path):
@@ -265,10 +310,10 @@ def test_the_command_writes_table_and_plots(folder, capsys):
 
 def test_nothing_to_draw_without_times(tmp_path):
     write(tmp_path / "a.json", 0.2, 10)
-    results = report.read_results([tmp_path])
-    assert math.isnan(results[0].latency)
-    assert not plots.plot(results, tmp_path / "wer_latency.png")
-    assert plots.plot(results, tmp_path / "wer_size.png")
+    found = results.read_results([tmp_path])
+    assert math.isnan(found[0].latency)
+    assert not plots.plot(found, tmp_path / "wer_latency.png")
+    assert plots.plot(found, tmp_path / "wer_size.png")
 
 
 @pytest.mark.parametrize(
