@@ -1,7 +1,8 @@
 """Build a word n-gram language model from text, without the sentences of the test sets.
 
-python scripts/build_lm.py --text data/train-clean-100.trans.txt --exclude LibriSpeech/test-clean \
-    LibriSpeech/test-other --output_path lm.arpa
+D=data/LibriSpeech
+python scripts/build_lm.py --text $D/train-clean-100.json --output_path lm.arpa \
+    --exclude $D/test-clean.json $D/test-other.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Count what training and test data share: utterances, speakers and sentences.
 
-python scripts/check_overlap.py --train LibriSpeech/train-clean-100 --test LibriSpeech/test-clean \
-    LibriSpeech/test-other --output_file overlap.json
+D=data/LibriSpeech
+python scripts/check_overlap.py --train $D/train-clean-100.json \
+    --test $D/test-clean.json $D/test-other.json --output_file overlap.json
 
 Speakers are counted where transcripts name them; where one side names none, what is shared is
 unknown: null in the JSON, not 0. Speakers are told apart by their ids, and every corpus has ids of

@@ -1,6 +1,7 @@
 """Choose the weights of a language model on development data, never on a test set.
 
-python scripts/tune_lm.py --model_path model.pt --lm lm.arpa --dev_data LibriSpeech/dev-clean
+python scripts/tune_lm.py --model_path model.pt --lm lm.arpa \
+    --dev_data data/LibriSpeech/dev-clean.json
 
 Every pair of a coarse grid is tried, then those halfway from the best pair to its neighbours. A
 best value at an edge of the grid is pointed out, since a better one may lie beyond.
