@@ -40,13 +40,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_model(path: str | None) -> Path:
-    """The model named, or the one that ships with the repository."""
+    """The model named, or the one that ships: beside the package, else in the working directory.
+
+    An installed package has no experiments/ beside it; a checkout has, wherever it is run from.
+    """
     if path is not None:
         return Path(path)
-    shipped = Path(__file__).resolve().parents[1] / SHIPPED
-    if not shipped.exists():
-        raise ValueError(f"no {SHIPPED} here; name a model with --model_path MODEL.onnx")
-    return shipped
+    folders = dict.fromkeys((Path(__file__).resolve().parents[1], Path.cwd()))
+    for folder in folders:
+        if (folder / SHIPPED).exists():
+            return folder / SHIPPED
+    raise ValueError(
+        f"no {SHIPPED} in {' or in '.join(map(str, folders))}; name a model with "
+        "--model_path MODEL.onnx, or run this in the repository's folder"
+    )
 
 
 def find_audio(paths: Sequence[str]) -> list[Path]:

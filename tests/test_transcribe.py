@@ -149,7 +149,7 @@ def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, ca
         assert message in capsys.readouterr().err
 
 
-def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys, monkeypatch):
+def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):
     assert run(tiny_onnx, "--audio_path", tmp_path) == 2
     assert "no audio in this folder" in capsys.readouterr().err
     assert run(tiny_onnx, "--audio_path", clip, "--output_text", clip) == 2
@@ -158,15 +158,39 @@ def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys, monkeypatch
     assert str(tmp_path) in capsys.readouterr().err
     assert run(tiny_onnx, "--audio_path", clip, "--threads", "-1") == 2
     assert "--threads -1" in capsys.readouterr().err
-    monkeypatch.setattr(transcribe, "SHIPPED", Path("experiments", "absent.onnx"))
-    assert main(["--audio_path", str(clip)]) == 2
-    assert "name a model with --model_path" in capsys.readouterr().err
 
 
-def test_the_shipped_model_is_the_default(tiny_onnx, clip, monkeypatch, capsys):
-    monkeypatch.setattr(transcribe, "SHIPPED", tiny_onnx)
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """The folder above a package that has no experiments/ beside it, as after pip install."""
+    site = tmp_path / "site-packages"
+    monkeypatch.setattr(transcribe, "__file__", str(site / "asr" / "transcribe.py"))
+    return site
+
+
+@pytest.mark.parametrize("where", ["site-packages", "checkout"])
+def test_the_default_model_is_beside_the_package_or_here(
+    installed, where, tiny_onnx, clip, tmp_path, monkeypatch, capsys
+):
+    place = tmp_path / where / transcribe.SHIPPED
+    place.parent.mkdir(parents=True)
+    place.write_bytes(tiny_onnx.read_bytes())
+    here = tmp_path / "checkout"
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    assert transcribe.find_model(None) == place
     assert main(["--audio_path", str(clip)]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_a_missing_default_model_is_looked_for_in_two_places(
+    installed, clip, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--audio_path", str(clip)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no {transcribe.SHIPPED} in {installed} or in {tmp_path};" in line
+    assert "--model_path" in line
 
 
 def test_a_full_disk_keeps_the_old_text(tiny_onnx, clip, tmp_path, capsys):
