@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on the built-in corpus: prepare, train, compress, evaluate, export, transcribe.
+# The whole job on the built-in corpus: prepare, train, compress, export, evaluate, transcribe.
 # Training starts from the English model that ships: from nothing, minutes are too few.
 # Usage: scripts/demo.sh [folder for the results, default runs/demo]
 set -eu
@@ -12,7 +12,6 @@ rm -rf "$out"
 run python scripts/prepare_data.py --to_wav --output_dir "$out/data" \
     --data_dir data/mini/train.json data/mini/dev.json data/mini/test.json
 run python train.py --config experiments/recipes/demo.json \
-    --init_from experiments/librispeech/model_fp16.pt \
     --data_dir "$out/data" --output_dir "$out/baseline"
 run python compress.py --method quantization --precision int8 \
     --model_path "$out/baseline/model.pt" --output_dir "$out/int8"
@@ -24,7 +23,12 @@ for model in baseline/model.pt baseline/model.onnx int8/model.onnx; do
     run python evaluate.py --model_path "$out/$model" --test_data "$out/data/test.json" \
         --output_file "$out/results/$result.json"
 done
-sample=$(find "$out/data/wav/test" -name "*.wav" | sort | head -n 1)
-run python transcribe.py --audio_path "$sample" --model_path "$out/int8/model.onnx"
-run python transcribe.py --audio_path "$sample" # the English model that ships
 run python scripts/report.py "$out/results"
+
+sample=test/af_bella/0000.opus
+printf '\nWhat was said in data/mini/%s:\n' $sample
+sed -n "s|.*\"$sample\".*\"text\": \"\([^\"]*\)\".*|\1|p" data/mini/test.json
+printf '\nWhat the fine-tuned model hears, as int8:'
+run python transcribe.py --audio_path data/mini/$sample --model_path "$out/int8/model.onnx"
+printf '\nWhat the English model that ships hears:'
+run python transcribe.py --audio_path data/mini/$sample
