@@ -48,7 +48,8 @@ def download_split(
     """Fetch and unpack the split `name`; returns its folder, `folder`/LibriSpeech/`name`.
 
     A split that is there already is left alone; an interrupted download goes on where it stopped.
-    The split's folder appears only once it is complete. Raises DownloadError, OSError.
+    The split's folder appears only once it is complete; until then the disk holds the archive and
+    the audio, about twice the archive's size. Raises DownloadError, OSError.
     """
     if name not in MD5:
         raise ValueError(f"no LibriSpeech split is named {name}; choose one of {', '.join(MD5)}")
