@@ -32,13 +32,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def without_places(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without its data's path, resume state, and paths within its history."""
-    history = [
-        {**entry, "config": {k: v for k, v in entry["config"].items() if not is_place(v)}}
-        if isinstance(entry.get("config"), dict)
-        else entry
-        for entry in checkpoint.history
-    ]
-    return replace(checkpoint, data={}, training=None, history=history)
+    return replace(checkpoint, data={}, training=None, history=placeless(checkpoint.history))
+
+
+def placeless(value: Any) -> Any:
+    """The value without the paths in it, at any depth of lists and dicts."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not (is_place(k) or is_place(v))}
+        return {k: placeless(v) for k, v in kept.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(placeless(v) for v in value if not is_place(v))
+    return value
 
 
 def is_place(value: Any) -> bool:
