@@ -209,7 +209,7 @@ def commands(results: Sequence[Result]) -> str:
             for key in ("commit", "seed")
         )
         made = ", ".join(f"`{r.about['command']}`" for r in mine)
-        steps = [text for r in mine for text in map(describe_step, r.about.get("made_by", ()))]
+        steps = dict.fromkeys(describe_step(e) for r in mine for e in r.about.get("made_by", ()))
         by = f"; made by {', then '.join(steps)}" if steps else ""
         lines += [f"- {name} (commit {commits}, seed {seeds}): {made}{by}"] if mine else []
     if not lines:
