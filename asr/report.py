@@ -46,9 +46,9 @@ def markdown(
     notes = [NOTES]
     if reference:
         notes.append(f"- *design*: {reference.source}; all its figures stand below.")
-    parts += ["\n".join([*notes, *machines(results)]), commands(results)]
-    if reference:
-        parts.append(reference_table(reference))
+    parts.append("\n".join([*notes, *machines(results)]))
+    parts += [reference_table(reference)] if reference else []
+    parts.append(commands(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
