@@ -33,6 +33,7 @@ quantization): `linears` yields plain nn.Linear only.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from dataclasses import replace as replace_fields
@@ -54,6 +55,10 @@ from compress.registry import method
 
 T = TypeVar("T")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+class UnchangedError(ValueError):
+    """A method finds no layer of its kind, or none that it would make smaller."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def layers(
     model: nn.Module, include: str = "*", exclude: str = "",
     kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
 ) -> list[tuple[str, nn.Module]]:  # fmt: skip
-    """Names and modules of exactly these kinds that match; a ValueError if there are none."""
+    """Names and modules of exactly these kinds that match; UnchangedError if there are none."""
     plain = [(name, m) for name, m in model.named_modules() if type(m) in kinds]
     found = [(name, m) for name, m in plain if selected(name, include, exclude)]
     if found:
@@ -111,11 +116,11 @@ def layers(
             f"({type(model.get_submodule(replaced[0])).__name__}); put shape-changing methods "
             "before packing ones, or start from the float checkpoint"
         )
-    raise ValueError(message)
+    raise UnchangedError(message)
 
 
 def linears(model: nn.Module, include: str = "*", exclude: str = "") -> list[tuple[str, nn.Linear]]:
-    """Names and modules of the plain nn.Linear that match; a ValueError if there are none."""
+    """Names and modules of the plain nn.Linear that match; UnchangedError if there are none."""
     return cast(list[tuple[str, nn.Linear]], layers(model, include, exclude))
 
 
@@ -181,11 +186,24 @@ def make_step(name: str, options: dict[str, Any]) -> Step:
         number = kind is float and type(value) is int
         if type(value) is not kind and not number:
             raise ValueError(f"option {key} of {name} must be {kind.__name__}, not {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"option {key} of {name} must be a finite number, not {value}")
+        limit = allowed[key].metadata.get("above")  # where the default 0 means: not given
+        if limit is not None and value <= limit:
+            raise ValueError(f"{key} {value} is out of range: it must be above {limit}")
+    idle = [key for key in options if key in tuning and key != "fine_tune_epochs"]
+    if idle and not options.get("fine_tune_epochs"):
+        raise ValueError(f"{idle[0]} is for fine-tuning: give fine_tune_epochs above 0 as well")
     return Step(
         name,
         module.Config(**{k: v for k, v in options.items() if k in own}),
         finetuning.Options(**{k: v for k, v in options.items() if k in tuning}),
     )
+
+
+def needs_calibration(step: Step) -> bool:
+    """Whether a step looks at calibration speech."""
+    return bool(getattr(step.config, "needs_calibration", False))
 
 
 def read_recipe(path: str) -> list[Step]:
@@ -197,6 +215,12 @@ def read_recipe(path: str) -> list[Step]:
     steps = contents.get("steps") if isinstance(contents, dict) else contents
     if not isinstance(steps, list) or not steps:
         raise ValueError(f"{path}: expected a list of steps, each with a method and its options")
+    unknown = [key for key in contents if key != "steps"] if isinstance(contents, dict) else []
+    if unknown:
+        raise ValueError(
+            f"{path}: unknown key {unknown[0]!r}; a recipe has the one key 'steps', and options "
+            "belong to a step"
+        )
     made = []
     for number, entry in enumerate(steps, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):

@@ -29,12 +29,13 @@ MAP_ENTRY = 200  # bytes that a file spends on a layer being replaced
 class Config(core.Selection):
     """Options of factorization: one of rank, energy and size_ratio."""
 
-    rank: int = field(default=0, metadata={"help": "rank of every layer"})
+    rank: int = field(default=0, metadata={"help": "rank of every layer", "above": 0})
     energy: float = field(
-        default=0.0, metadata={"help": "share of each layer's squared singular values to keep"}
+        default=0.0,
+        metadata={"help": "share of each layer's squared singular values to keep", "above": 0},
     )
     size_ratio: float = field(
-        default=0.0, metadata={"help": "how many times smaller the file is to be"}
+        default=0.0, metadata={"help": "how many times smaller the file is to be", "above": 1}
     )
     activation_aware: bool = field(
         default=False, metadata={"help": "nearest outputs on calibration speech, not weights"}
@@ -136,7 +137,7 @@ def apply(
     name, most = max(((n, useful_rank(layer)) for n, layer in chosen), key=lambda item: item[1])
     limit = f"the largest useful rank is {most} ({name})"
     if config.rank > most:
-        raise ValueError(f"rank {config.rank} makes no layer smaller: {limit}")
+        raise core.UnchangedError(f"rank {config.rank} makes no layer smaller: {limit}")
     moments: dict[str, Moments] = {}
     if config.activation_aware:
         calibration = need(calibration, "activation_aware")
@@ -147,7 +148,9 @@ def apply(
     }
     ranks = choose_ranks(model, chosen, parts, config)
     if not any(rank <= useful_rank(layer) for (_, layer), rank in zip(chosen, ranks, strict=True)):
-        raise ValueError(f"energy {config.energy} makes no layer smaller: {limit}; lower it")
+        raise core.UnchangedError(
+            f"energy {config.energy} makes no layer smaller: {limit}; lower it"
+        )
     for (name, layer), rank in zip(chosen, ranks, strict=True):
         if rank <= useful_rank(layer):
             core.replace(model, name, LowRankLinear.from_linear(layer, rank, parts.pop(name)))

@@ -12,7 +12,7 @@ from asr.model import ConformerCTC
 from asr.tokenizer import ENGLISH, Tokenizer
 from compress import allocation, factorization, quantization
 from compress.calibration import input_moments
-from compress.core import Calibration
+from compress.core import Calibration, UnchangedError, make_step
 from compress.factorization import Config, LowRankLinear, apply
 
 
@@ -115,7 +115,7 @@ def test_rank_replaces_what_shrinks_and_names_the_rest(model):
 
 
 def test_a_rank_that_shrinks_nothing_names_the_largest_useful_one(model):
-    with pytest.raises(ValueError, match=r"largest useful rank is 29 \(subsampling.out\)"):
+    with pytest.raises(UnchangedError, match=r"largest useful rank is 29 \(subsampling.out\)"):
         apply(model, Config(rank=200))
     apply(model, Config(rank=29))
     assert sum(isinstance(m, LowRankLinear) for m in model.modules()) == 1
@@ -136,7 +136,7 @@ def test_energy_keeps_that_share_of_every_layer(model, energy):
 
 
 def test_energy_of_everything_shrinks_nothing(model):
-    with pytest.raises(ValueError, match=r"energy 1.0 makes no layer smaller"):
+    with pytest.raises(UnchangedError, match=r"energy 1.0 makes no layer smaller"):
         apply(model, Config(energy=1.0))
 
 
@@ -183,6 +183,18 @@ def test_activation_aware_needs_speech(model):
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=r"takes one of|must"):
         Config(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank": 0}, {"energy": 0.0}, {"energy": 0}, {"size_ratio": 1.0}, {"rank": -2}]
+)
+def test_nothing_given_is_not_nought_given(options):
+    """Where 0 stands for no choice, choosing it is a mistake of its own."""
+    (key, value), *_ = options.items()
+    with pytest.raises(ValueError, match=rf"{key} {value} is out of range: it must be above"):
+        make_step("factorization", options)
+    with pytest.raises(ValueError, match="takes one of rank"):
+        make_step("factorization", {})
 
 
 def test_allocation_is_optimal_for_small_cases():
