@@ -22,13 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.data import Batch, make_loader, plain_batches
+from asr.data import Batch, BatchDataset, make_loader, plain_batches
+from asr.decoding import greedy_decode
 from asr.device import autocast
 from asr.manifest import Utterance, load_splits
+from asr.metrics import error_rates
 from asr.model import ConformerCTC, Output, valid_mask
+from asr.tokenizer import Tokenizer
 from asr.train import usable
 from asr.train_config import TrainConfig
 from asr.training import Trainer
+from compress.fakequant import FakeQuantLinear
 
 Update = Callable[[nn.Module, float], None]
 
@@ -204,6 +208,14 @@ class FineTuner(Trainer):
         self.write_log({"step": self.step, "epoch": self.epoch, "dev_wer": round(rates["wer"], 5)})
         self.save_state()
 
+    def dev_rates(self, model: nn.Module) -> tuple[dict[str, Any], list[str], list[str]]:
+        """As in training, but one utterance at a time where evaluation would do so."""
+        if not runs_alone(model):
+            return super().dev_rates(model)
+        references = [u.text for u in self.dev_set.utterances]
+        texts = transcribe_alone(model, self.dev_set, self.checkpoint.tokenizer)
+        return error_rates(references, texts), references, texts
+
     def result(self) -> nn.Module:
         """The averaged weights with new statistics in BatchNorm."""
         self.keep_zeros()
@@ -223,6 +235,29 @@ def matrices(model: nn.Module) -> list[Tensor]:
     """The weights of Linears and convolutions, of which zeros are to stay."""
     named = model.named_parameters()
     return [p.detach() for name, p in named if p.dim() > 1 and name.endswith(".weight")]
+
+
+def runs_alone(model: nn.Module) -> bool:
+    """Whether batch mates and padding would change what a model says: dynamic int8 activations."""
+    return any(
+        getattr(m, "one_at_a_time", False)
+        or (isinstance(m, FakeQuantLinear) and m.precision == "int8")
+        for m in model.modules()
+    )
+
+
+@torch.no_grad()
+def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokenizer) -> list[str]:
+    """Greedy texts of the dataset's utterances, each run by itself and without padding."""
+    device = next(model.parameters()).device
+    model.eval()
+    texts = []
+    for i in range(len(dataset.utterances)):
+        batch = dataset[0, False, (i,)]
+        features = batch.features[:, : int(batch.feature_lengths)].to(device)
+        output = model(features, batch.feature_lengths.to(device))
+        texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
+    return texts
 
 
 def divergence(log_probs: Tensor, example: Tensor, lengths: Tensor) -> Tensor:

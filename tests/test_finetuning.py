@@ -222,6 +222,37 @@ def test_options_out_of_range(options):
         Options(**options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"fine_tune_data": "x"}, {"distill_weight": 0.5}, {"fine_tune_learning_rate": 1e-3}],
+)
+def test_options_without_epochs_are_refused(options):
+    for epochs in ({}, {"fine_tune_epochs": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is for fine-tuning"):
+            core.make_step("pruning", options | epochs)
+    assert core.make_step("pruning", {"fine_tune_epochs": 0}).tuning == Options()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_dynamic_int8_hears_one_dev_utterance_at_a_time(checkpoint, precision, monkeypatch):
+    """As in evaluate.py, since its activations have one scale a call. Others hear batches."""
+    shapes, dev_rates = [], finetuning.FineTuner.dev_rates
+
+    def watched(self, model):
+        hook = model.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
+        result = dev_rates(self, model)
+        hook.remove()
+        return result
+
+    monkeypatch.setattr(finetuning.FineTuner, "dev_rates", watched)
+    core.run(checkpoint, steps("quantization", precision=precision, fine_tune_epochs=1))
+    dev = calibration.speech(checkpoint.data["train"], "dev")
+    if precision == "int8":
+        assert shapes == [(1, int(100 * u.duration) + 1) for u in dev]
+    else:
+        assert len(shapes) == 1
+
+
 def test_a_broken_run_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no such audio")
