@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Container
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,26 @@ def describe(error: BaseException) -> str:
 def add_flags(parser: argparse._ActionsContainer, config: type, skip: Container[str] = ()) -> None:
     """Adds one flag a field of a dataclass: type from the default, help from the metadata."""
     for f in fields(config):
-        if f.name in skip:
-            continue
-        default: Any = f.default if f.default is not MISSING else None
-        extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
-        text = f.metadata.get("help", "").replace("%", "%%")
-        shown = "" if default in (None, "") else f" (default: {default})"
-        if isinstance(default, bool):
-            parser.add_argument(
-                f"--{f.name}", action=argparse.BooleanOptionalAction, default=None,
-                help=text + shown,
-            )  # fmt: skip
-        else:
-            kind = number if isinstance(default, float) else type(default)
-            parser.add_argument(
-                f"--{f.name}", type=f.metadata.get("type", kind), default=None,
-                help=text + shown, **extra,
-            )  # fmt: skip
+        if f.name not in skip:
+            add_flag(parser, f, f.metadata.get("help", ""))
+
+
+def add_flag(parser: argparse._ActionsContainer, f: Field[Any], text: str) -> None:
+    """Adds the flag of a dataclass field, with `text` and the default as its help."""
+    default: Any = f.default if f.default is not MISSING else None
+    extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
+    text = text.replace("%", "%%")
+    if default not in (None, "") and "above" not in f.metadata:
+        text += f" (default: {default})"
+    if isinstance(default, bool):
+        parser.add_argument(
+            f"--{f.name}", action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+    else:
+        kind = number if isinstance(default, float) else type(default)
+        parser.add_argument(
+            f"--{f.name}", type=f.metadata.get("type", kind), default=None, help=text, **extra
+        )
 
 
 def number(text: str) -> float:
