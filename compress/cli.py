@@ -7,16 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from dataclasses import replace as replace_fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.cli import add_flags, guarded, number
+from asr.cli import add_flag, add_flags, guarded, number
 from asr.evaluation import compare, evaluate, read_test_data
 from asr.machine import command_line, commit, portable_path
-from asr.manifest import Utterance, write_atomically
+from asr.manifest import write_atomically
 from compress import calibration, core, finetuning, report, sensitivity
 from compress.registry import methods
 
@@ -43,16 +44,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--test_data", help="measure word error rate and latency before and after on this")
     add("--target_size_mb", type=number, default=0.0, help="mix settings for a file of this size")
     add("--max_wer_increase", type=number, help="mix settings for this relative rise of dev WER")
+    add("--dev_data", default="", help="speech to measure that on (default: dev data of training)")
     add("--sensitivity", default="", metavar="FILE", help="scan of scripts/sensitivity.py for this")
     add("--dry_run", action="store_true", help="show what would happen, layer by layer")
-    shared: set[str] = set()
-    for name, module in {**available, "fine-tuning": finetuning}.items():
-        config = finetuning.Options if module is finetuning else module.Config
-        group = parser.add_argument_group(name, (module.__doc__ or "").splitlines()[0])
-        add_flags(group, config, skip=shared)
-        shared |= {f.name for f in fields(config)}
+    options = add_options(parser, available)
     args = parser.parse_args(argv)
-    given = {name: value for name in shared if (value := getattr(args, name)) is not None}
+    given = {name: value for name in options if (value := getattr(args, name)) is not None}
     mix = (args.target_size_mb, args.max_wer_increase) != (0.0, None)
     if bool(args.method) + bool(args.recipe) + mix != 1:
         parser.error("give either --method, --recipe, --target_size_mb or --max_wer_increase")
@@ -62,6 +59,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give either --target_size_mb or --max_wer_increase")
     if args.sensitivity and not mix:
         parser.error("--sensitivity goes with --target_size_mb or --max_wer_increase")
+    if args.dev_data and args.max_wer_increase is None:
+        parser.error("--dev_data goes with --max_wer_increase")
     if not args.output_dir and not args.dry_run:
         parser.error("--output_dir is needed")
     if given and not args.method:
@@ -76,20 +75,43 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def add_options(parser: Parser, available: dict[str, ModuleType]) -> list[str]:
+    """A group of flags a method, those of several in one of their own; the names of all."""
+    owners: dict[str, dict[str, Field[Any]]] = {}
+    for method, module in available.items():
+        for f in fields(module.Config):
+            owners.setdefault(f.name, {})[method] = f
+    shared = {name: takers for name, takers in owners.items() if len(takers) > 1}
+    group = parser.add_argument_group("several methods", "Options of more than one method.")
+    for takers in shared.values():
+        if len(takers) == len(available):
+            texts = {"every method": next(iter(takers.values())).metadata["help"]}
+        else:
+            texts = {method: f.metadata["help"] for method, f in takers.items()}
+        text = "; ".join(f"{method}: {text}" for method, text in texts.items())
+        add_flag(group, next(iter(takers.values())), text)
+    for method, module in available.items():
+        group = parser.add_argument_group(method, (module.__doc__ or "").splitlines()[0])
+        add_flags(group, module.Config, skip=shared)
+    group = parser.add_argument_group("fine-tuning", (finetuning.__doc__ or "").splitlines()[0])
+    add_flags(group, finetuning.Options)
+    return [*owners, *(f.name for f in fields(finetuning.Options))]
+
+
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.output_dir or "")
     if not args.dry_run:
         check_output(folder, Path(args.model_path))
     checkpoint = load_checkpoint(args.model_path)
     tests = read_test_data(args.test_data) if args.test_data else []
-    wanted = any(getattr(step.config, "needs_calibration", False) for step in args.steps)
-    scanning = not args.steps and not args.sensitivity
-    speech = None
-    if args.calibration_data or wanted or scanning:
-        speech = calibration.load(checkpoint, args.calibration_data, most=16 if scanning else 96)
+    found = sensitivity.read_scan(args.sensitivity, checkpoint.model) if args.sensitivity else None
+    measured = args.max_wer_increase is not None
+    dev = sensitivity.dev_speech(checkpoint, args.dev_data) if measured else []
+    speech = load_speech(args, checkpoint, found)
+    before = evaluate(args.model_path, tests) if tests and not args.dry_run else None
     if not args.steps:
         args.steps = sensitivity.choose_steps(
-            checkpoint, args.sensitivity, speech, 1e6 * args.target_size_mb, args.max_wer_increase
+            checkpoint, found, speech, 1e6 * args.target_size_mb, args.max_wer_increase, dev
         )
     if args.dry_run:
         steps = [replace_fields(step, tuning=finetuning.Options()) for step in args.steps]
@@ -105,26 +127,41 @@ def run(args: argparse.Namespace) -> int:
         for entry in result.history[len(checkpoint.history) :]:
             entry["commit"] = commit()
         save_checkpoint(folder / CHECKPOINT, result)
-        finetuning.forget(folder)
+        seconds = time.monotonic() - started
+        contents = {
+            "command": args.command,
+            "commit": commit(),
+            "source": portable_path(args.model_path),
+            "history": result.history,
+            "seconds": round(seconds, 1),
+            **report.as_json(rows, *sizes),
+        }
+        write_report(folder, contents)
     except BaseException:
+        if not (folder / REPORT).exists():  # the next run would not know the model for our own
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    seconds = time.monotonic() - started
-    contents = {
-        "command": args.command,
-        "commit": commit(),
-        "source": portable_path(args.model_path),
-        "history": result.history,
-        "seconds": round(seconds, 1),
-        **report.as_json(rows, *sizes),
-    }
     print(report.summary_table(rows, *sizes))
-    if tests:
-        contents["evaluation"] = measure(Path(args.model_path), folder / CHECKPOINT, tests)
-    write_atomically(folder / REPORT, json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+    if before:
+        after = evaluate(folder / CHECKPOINT, tests)
+        write_report(folder, contents | {"evaluation": side_by_side(before, after)})
+    finetuning.forget(folder)
     print(f"{folder / CHECKPOINT} written in {seconds:.0f} s")
     return 0
+
+
+def load_speech(
+    args: argparse.Namespace, checkpoint: Checkpoint, found: dict[str, Any] | None
+) -> core.Calibration | None:
+    """Calibration speech if the steps, or those that a scan offers, or the scan itself need it."""
+    scanning = not args.steps and found is None
+    settings = found["settings"] if found else []
+    possible = args.steps or [sensitivity.parse_setting(text) for text in settings]
+    if not (args.calibration_data or scanning or any(map(core.needs_calibration, possible))):
+        return None
+    return calibration.load(checkpoint, args.calibration_data, most=16 if scanning else 96)
 
 
 def compress_checkpoint(
@@ -155,18 +192,21 @@ def check_output(folder: Path, source: Path) -> None:
         )
 
 
-def measure(before: Path, after: Path, tests: Sequence[Utterance]) -> dict[str, Any]:
+def write_report(folder: Path, contents: dict[str, Any]) -> None:
+    """Says how the model beside it was made; `check_output` takes such a folder for our own."""
+    write_atomically(folder / REPORT, json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+
+
+def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Word error rate and latency of both files, printed and returned."""
-    results = [evaluate(path, tests) for path in (before, after)]
-    for label, result in zip(("before", "after"), results, strict=True):
+    for label, result in (("before", before), ("after", after)):
         print(
             f"{label:6}  WER {result['wer']:.2%}  CER {result['cer']:.2%}  "
             f"latency {1000 * result['latency_p50']:.0f} ms, one thread"
         )
     keys = ("wer", "cer", "latency_p50", "rtf", "peak_rss", "words")
-    short = [{key: result[key] for key in keys} for result in results]
-    paired = compare(results[1], results[0])
-    return {"before": short[0], "after": short[1], "paired": paired}
+    short = [{key: result[key] for key in keys} for result in (before, after)]
+    return {"before": short[0], "after": short[1], "paired": compare(after, before)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

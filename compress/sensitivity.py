@@ -2,7 +2,8 @@
 
 `scan` compresses one layer at a time and measures how far the model's outputs move: the divergence
 of every frame from the float model's, which adds up over layers well enough to choose by (as in
-HAWQ-V2, Dong et al. 2019, arXiv 1911.03852), and on request the word error rate.
+HAWQ-V2, Dong et al. 2019, arXiv 1911.03852), and on request the word error rate. The model hears
+one utterance at a time, without padding, since dynamic int8 takes one scale a call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from asr.checkpoint import Checkpoint
-from asr.data import BatchDataset, plain_batches
+from asr.data import BatchDataset
 from asr.manifest import Utterance, load_splits
 from asr.metrics import error_rates
-from asr.training import transcribe_batches
 from compress import core, finetuning, packing
 from compress.allocation import allocate
-from compress.calibration import need
+from compress.calibration import need, speech, utterances
 from compress.registry import method
-from compress.report import file_bytes
+from compress.report import PRUNABLE, file_bytes
 
 SETTINGS = (
     "quantization:precision=int8",
@@ -37,8 +38,8 @@ KINDS = (nn.Linear, *core.CONVOLUTIONS)
 TRIES = 8  # models that are measured to meet an error rate
 
 
-def parse_setting(text: str) -> core.Step:
-    """A step from 'method:option=value,option=value'; raises ValueError."""
+def parse_setting(text: str, by: str = "module") -> core.Step:
+    """A step from 'method:option=value,option=value' for a scan by layer or module; ValueError."""
     name, _, options = text.partition(":")
     values: dict[str, Any] = {}
     for part in filter(None, options.split(",")):
@@ -52,7 +53,16 @@ def parse_setting(text: str) -> core.Step:
     step = core.make_step(name, values)
     if {"include", "exclude"} & values.keys() or step.tuning.fine_tune_epochs:
         raise ValueError(f"setting {text!r}: a scan chooses the layers and does not fine-tune")
+    if "size_ratio" in values:
+        raise ValueError(f"setting {text!r}: size_ratio is of a whole file; name rank or sparsity")
+    if by == "layer" and of_modules(step):
+        raise ValueError(f"setting {text!r} is of whole modules: scan them with --by module")
     return step
+
+
+def of_modules(step: core.Step) -> bool:
+    """Whether a step takes names of modules, not of layers."""
+    return getattr(step.config, "pruning_type", "") == "structured"
 
 
 def scan(
@@ -64,20 +74,25 @@ def scan(
     `by` 'module' compresses the layers of a module together, which is faster. A setting that makes
     a layer no smaller is left out.
     """
-    steps = {text: parse_setting(text) for text in settings}
+    steps = {text: parse_setting(text, by) for text in settings}
     model = checkpoint.model
     example = outputs(model, calibration)
     wer = word_error_rate(checkpoint, model, dev) if dev else None
     rows = []
     for name, layers in core.progress(list(units(model, by).items())):
         bytes_before = stored(model, layers)
-        found = {}
+        found: dict[str, Any] = {}
+        row = {"name": name, "layers": layers, "bytes": bytes_before, "settings": found}
+        rows.append(row)
         for text, step in steps.items():
-            config = with_layers(step, layers).config
+            if of_modules(step) and type(model.get_submodule(name)) not in PRUNABLE:
+                continue
+            config = restricted(step, [row]).config
+            heard = calibration if core.needs_calibration(step) else None  # as compress.py will
             try:
-                changed = method(step.method).apply(copy.deepcopy(model), config, calibration)
-            except ValueError:
-                continue  # no layer would shrink
+                changed = method(step.method).apply(copy.deepcopy(model), config, heard)
+            except core.UnchangedError:
+                continue
             size = stored(changed, layers)
             if size >= bytes_before:
                 continue
@@ -86,7 +101,6 @@ def scan(
                 "distance": distance(outputs(changed, calibration), example),
                 "wer": word_error_rate(checkpoint, changed, dev) if dev else None,
             }
-        rows.append({"name": name, "layers": layers, "bytes": bytes_before, "settings": found})
     if not any(row["settings"] for row in rows):
         raise ValueError(f"none of the settings makes a layer smaller: {', '.join(settings)}")
     return {
@@ -108,10 +122,13 @@ def units(model: nn.Module, by: str) -> dict[str, list[str]]:
     return groups
 
 
-def with_layers(step: core.Step, layers: Sequence[str]) -> core.Step:
-    """The step for these layers only."""
-    config = type(step.config)(**{**vars(step.config), "include": ",".join(layers)})
-    return core.Step(step.method, config, step.tuning)
+def restricted(step: core.Step, rows: Sequence[dict[str, Any]]) -> core.Step:
+    """The step for these rows of a scan only."""
+    if of_modules(step):
+        names = [row["name"] for row in rows]
+    else:
+        names = [name for row in rows for name in row["layers"]]
+    return replace(step, config=replace(step.config, include=",".join(names)))
 
 
 def stored(model: nn.Module, layers: Sequence[str]) -> int:
@@ -123,14 +140,15 @@ def stored(model: nn.Module, layers: Sequence[str]) -> int:
     )
 
 
-Outputs = list[tuple[Tensor, Tensor]]  # log-probabilities and lengths of every batch
+Outputs = list[tuple[Tensor, Tensor]]  # log-probabilities (1, T', V) and lengths, by utterance
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, calibration: core.Calibration) -> Outputs:
-    """What the model says to every batch."""
+    """What the model says to every utterance."""
     model.eval()
-    results = [model(batch.features, batch.feature_lengths) for batch in calibration.batches]
+    heard = utterances(calibration)
+    results = [model(features[None, :length], torch.tensor([length])) for features, length in heard]
     return [(output.log_probs, output.lengths) for output in results]
 
 
@@ -138,13 +156,12 @@ def distance(found: Outputs, example: Outputs) -> float:
     """Mean Kullback-Leibler divergence of a frame from the example, in nats."""
     pairs = zip(found, example, strict=True)
     total = sum(float(finetuning.divergence(a, b, lengths)) for (a, lengths), (b, _) in pairs)
-    return total / sum(int(lengths.sum()) for _, lengths in example)
+    return total / sum(int(lengths) for _, lengths in example)
 
 
 def word_error_rate(checkpoint: Checkpoint, model: nn.Module, dev: Sequence[Utterance]) -> float:
     dataset = BatchDataset(dev, checkpoint.tokenizer, checkpoint.features)
-    keys = list(plain_batches(dev, 16, 120.0))
-    texts = transcribe_batches(model, dataset, keys, checkpoint.tokenizer)
+    texts = finetuning.transcribe_alone(model, dataset, checkpoint.tokenizer)
     return float(error_rates([u.text for u in dev], texts)["wer"])
 
 
@@ -164,10 +181,18 @@ def read_scan(path: str | Path, model: nn.Module) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
+def smallest(found: dict[str, Any]) -> float:
+    """Bytes of the stored tensors with every layer at the least of its settings."""
+    return float(found["bytes"]) - sum(
+        row["bytes"] - min([row["bytes"], *(o["bytes"] for o in row["settings"].values())])
+        for row in found["layers"]
+    )
+
+
 def fit_size(found: dict[str, Any], target: float) -> list[core.Step]:
     """The steps that bring the stored tensors to `target` bytes at the least distance.
 
-    One step a setting, with the layers that get it; raises ValueError where none does.
+    One step a setting, with the layers that get it. The target is not below `smallest`.
     """
     rows = found["layers"]
     sizes, losses, names = [], [], []
@@ -177,31 +202,33 @@ def fit_size(found: dict[str, Any], target: float) -> list[core.Step]:
         sizes.append(np.array([row["bytes"], *(o["bytes"] for o in options.values())], float))
         losses.append(np.array([0.0, *(max(o["distance"], 0.0) for o in options.values())]))
     fixed = found["bytes"] - sum(row["bytes"] for row in rows)
-    try:
-        choice = allocate(sizes, losses, target - fixed)
-    except ValueError:
-        least = fixed + sum(s.min() for s in sizes)
-        raise ValueError(
-            f"{target / 1e6:.2f} MB is out of reach of {', '.join(found['settings'])}: "
-            f"they come to {least / 1e6:.2f} MB"
-        ) from None
-    chosen: dict[str, list[str]] = {}
+    choice = allocate(sizes, losses, target - fixed)
+    chosen: dict[str, list[dict[str, Any]]] = {}
     for row, texts, j in zip(rows, names, choice, strict=True):
         if texts[j] is not None:
-            chosen.setdefault(texts[j], []).extend(row["layers"])
-    return [with_layers(parse_setting(text), layers) for text, layers in chosen.items()]
+            chosen.setdefault(texts[j], []).append(row)
+    return [restricted(parse_setting(text), given) for text, given in chosen.items()]
 
 
 def fit_file(
     found: dict[str, Any], target: float, file_bytes: Callable[[list[core.Step]], int]
 ) -> list[core.Step]:
-    """`fit_size` for the file itself, whose bytes after given steps `file_bytes` tells."""
-    aim = target
+    """`fit_size` for the file itself, whose bytes after given steps `file_bytes` tells.
+
+    A ValueError says how small the file can be where that is not small enough.
+    """
+    aim, least = target, smallest(found)
     while True:
+        aim = max(aim, least)
         steps = fit_size(found, aim)
         size = file_bytes(steps)
         if size <= target:
             return steps
+        if aim == least:
+            raise ValueError(
+                f"{target / 1e6:.7g} MB is out of reach of {', '.join(found['settings'])}: the "
+                f"smallest file they make has {size:,} bytes, {size / 1e6:.6f} MB"
+            )
         aim -= 1.02 * (size - target)
 
 
@@ -213,12 +240,7 @@ def fit_wer(
     `wer` measures the model after given steps, on dev data; the sizes are searched by bisection.
     """
     limit = wer([]) * (1 + increase)
-    fixed = found["bytes"] - sum(row["bytes"] for row in found["layers"])
-    least = fixed + sum(
-        min([row["bytes"], *(o["bytes"] for o in row["settings"].values())])
-        for row in found["layers"]
-    )
-    low, high = float(least), float(found["bytes"])
+    low, high = smallest(found), float(found["bytes"])
     best: list[core.Step] | None = None
     for number in range(TRIES):
         aim = low if number == 0 else (low * high) ** 0.5  # perhaps all that is possible
@@ -237,17 +259,33 @@ def fit_wer(
     return best
 
 
+def dev_speech(checkpoint: Checkpoint, path: str = "") -> list[Utterance]:
+    """The dev data at `path`, or that of the training; a ValueError where there is none."""
+    if path:
+        return speech(path, prefer="dev")
+    where = checkpoint.data.get("train", "")
+    if not where:
+        raise ValueError(
+            "max_wer_increase is measured on dev data and this checkpoint names none: "
+            "give --dev_data"
+        )
+    if not Path(where).exists():
+        raise ValueError(
+            f"{where}: the data that the checkpoint was trained on is gone: give --dev_data"
+        )
+    seed = finetuning.train_config(checkpoint, finetuning.Options(fine_tune_epochs=1)).seed
+    return load_splits(where, seed=seed).dev
+
+
 def choose_steps(
-    checkpoint: Checkpoint, path: str, calibration: core.Calibration | None,
-    target_bytes: float, max_wer_increase: float,
+    checkpoint: Checkpoint, found: dict[str, Any] | None, calibration: core.Calibration | None,
+    target_bytes: float, max_wer_increase: float, dev: Sequence[Utterance] = (),
 ) -> list[core.Step]:  # fmt: skip
     """The mix for a size of the file in bytes or, where that is 0, for a rise of the dev WER.
 
-    From the scan in a file, or one made now, by modules. Dev data is that of the training.
+    From a scan, or one made now, by modules.
     """
-    if path:
-        found = read_scan(path, checkpoint.model)
-    else:
+    if found is None:
         found = scan(checkpoint, SETTINGS, need(calibration, "a scan"), by="module")
 
     def changed(steps: list[core.Step]) -> Checkpoint:
@@ -255,53 +293,7 @@ def choose_steps(
 
     if target_bytes:
         return fit_file(found, target_bytes, lambda steps: file_bytes(changed(steps)))
-    data = finetuning.data_path(checkpoint, finetuning.Options())
-    seed = finetuning.train_config(checkpoint, finetuning.Options(fine_tune_epochs=1)).seed
-    dev = load_splits(data, seed=seed).dev
-
-    def wer(steps: list[core.Step]) -> float:
-        return word_error_rate(checkpoint, changed(steps).model, dev)
-
-    return fit_wer(found, max_wer_increase, wer)
-
-
-def plot(found: dict[str, Any], path: Path) -> None:
-    """The distance of every layer at every setting, in the model's order."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = found["layers"]
-    with_wer = found["wer"] is not None
-    figure, axes = pyplot.subplots(
-        1 + with_wer, 1, figsize=(10, 4 * (1 + with_wer)), sharex=True, squeeze=False,
-        layout="constrained",
+    return fit_wer(
+        found, max_wer_increase,
+        lambda steps: word_error_rate(checkpoint, changed(steps).model, dev),
     )  # fmt: skip
-    for axis, key in zip(axes[:, 0], ("distance", "wer"), strict=False):
-        for text in found["settings"]:
-            points = [(i, row["settings"][text][key]) for i, row in enumerate(rows)
-                      if text in row["settings"]]  # fmt: skip
-            if key == "wer":
-                points = [(i, 100 * (value - found["wer"])) for i, value in points]
-            if points:
-                axis.plot(*zip(*points, strict=True), ".-", lw=0.8, ms=5, label=text)
-        axis.grid(True, alpha=0.3)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].set_ylabel("divergence a frame (nats)")
-    axes[0, 0].legend(frameon=False, fontsize=8, ncols=min(3, len(found["settings"])),
-                      loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
-    if with_wer:
-        axes[1, 0].set_ylabel("rise of the WER (points)")
-    starts: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        parts = row["name"].split(".")
-        starts.setdefault(f"block {parts[1]}" if parts[0] == "blocks" else parts[0], i)
-    axes[-1, 0].set_xticks(list(starts.values()), list(starts), rotation=90, fontsize=8)
-    worst = max(
-        ((i, o["distance"], row["name"]) for i, row in enumerate(rows)
-         for o in row["settings"].values()), key=lambda point: point[1],
-    )  # fmt: skip
-    axes[0, 0].annotate(worst[2], worst[:2], xytext=(6, 2), textcoords="offset points", fontsize=8)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

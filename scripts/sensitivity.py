@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     for text in args.settings:
-        sensitivity.parse_setting(text)
+        sensitivity.parse_setting(text, args.by)
     checkpoint = load_checkpoint(args.model_path)
     dev = calibration.speech(args.dev_data, "dev")[: args.dev_utterances] if args.dev_data else []
     speech = calibration.load(checkpoint, args.calibration_data, most=args.utterances)
@@ -53,13 +54,55 @@ def run(args: argparse.Namespace) -> int:
              "commit": commit(), "machine": describe_machine()}  # fmt: skip
     folder = Path(args.output_dir)
     write_json(folder / "sensitivity.json", about | found)
-    sensitivity.plot(found, folder / "sensitivity.png")
+    plot(found, folder / "sensitivity.png")
     rows = [(o["distance"], row["name"], text) for row in found["layers"]
             for text, o in row["settings"].items()]  # fmt: skip
     for distance, name, text in sorted(rows, reverse=True)[:10]:
         print(f"{distance:9.5f}  {name}  {text}")
     print(f"written: {folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
     return 0
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """The distance of every layer at every setting, in the model's order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = found["layers"]
+    with_wer = found["wer"] is not None
+    figure, axes = pyplot.subplots(
+        1 + with_wer, 1, figsize=(10, 4 * (1 + with_wer)), sharex=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, key in zip(axes[:, 0], ("distance", "wer"), strict=False):
+        for text in found["settings"]:
+            points = [(i, row["settings"][text][key]) for i, row in enumerate(rows)
+                      if text in row["settings"]]  # fmt: skip
+            if key == "wer":
+                points = [(i, 100 * (value - found["wer"])) for i, value in points]
+            if points:
+                axis.plot(*zip(*points, strict=True), ".-", lw=0.8, ms=5, label=text)
+        axis.grid(True, alpha=0.3)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("divergence a frame (nats)")
+    axes[0, 0].legend(frameon=False, fontsize=8, ncols=min(3, len(found["settings"])),
+                      loc="lower center", bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    if with_wer:
+        axes[1, 0].set_ylabel("rise of the WER (points)")
+    starts: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        parts = row["name"].split(".")
+        starts.setdefault(f"block {parts[1]}" if parts[0] == "blocks" else parts[0], i)
+    axes[-1, 0].set_xticks(list(starts.values()), list(starts), rotation=90, fontsize=8)
+    worst = max(
+        ((i, o["distance"], row["name"]) for i, row in enumerate(rows)
+         for o in row["settings"].values()), key=lambda point: point[1],
+    )  # fmt: skip
+    axes[0, 0].annotate(worst[2], worst[:2], xytext=(6, 2), textcoords="offset points", fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,15 +1,21 @@
-"""Flags from dataclasses, config files, and one clear line for a mistake."""
+"""Flags from dataclasses, config files, one clear line for a mistake; the command compress.py."""
 
 import argparse
 import errno
+import json
 import os
+import re
 import runpy
+import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.cli import (
     add_flags,
     describe,
@@ -19,6 +25,13 @@ from asr.cli import (
     read_config_file,
     read_structured,
 )
+from asr.tokenizer import Tokenizer
+from compress import cli, core, finetuning, methods, report
+from tests.conftest import build_tiny_model
+from tests.corpus import write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = {"steps": [{"method": "pruning", "sparsity": 0.5}, {"method": "quantization"}]}
 
 
 @dataclass(frozen=True)
@@ -44,8 +57,7 @@ def test_no_flag_is_the_default():
 
 
 def commands() -> list[Path]:
-    root = Path(__file__).parents[1]
-    return sorted([*root.glob("*.py"), *root.glob("scripts/*.py")])
+    return sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda path: path.name)
@@ -95,6 +107,19 @@ def test_a_mistake_is_one_line_and_a_code(error, code, line, capsys):
     assert err == line + "\n"
 
 
+def test_help_shows_defaults_but_not_those_that_mean_nothing_given():
+    @dataclass(frozen=True)
+    class Rank:
+        rank: int = field(default=0, metadata={"help": "50 % of it", "above": 0})
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Options)
+    add_flags(parser, Rank)
+    text = parser.format_help()
+    assert "how fast (default: 0.5)" in text
+    assert "50 % of it\n" in text
+
+
 def test_our_own_errors_keep_their_traceback():
     def command():
         raise AssertionError("impossible")
@@ -140,3 +165,223 @@ def test_a_config_file_is_an_object(tmp_path):
 @pytest.mark.parametrize(("text", "expected"), [("", ()), ("3", (3,)), ("2, 4,", (2, 4))])
 def test_int_list(text, expected):
     assert int_list(text) == expected
+
+
+# compress.py
+
+
+def tiny():
+    return Checkpoint(build_tiny_model(), Tokenizer.characters(), data={"train": "nowhere"})
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "baseline" / "model.pt"
+    checkpoint = tiny()
+    checkpoint.training = {"optimizer": torch.randn(100_000)}
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+def arguments(source, output, *rest):
+    return ["--model_path", str(source), "--output_dir", str(output), *rest]
+
+
+def test_command_writes_model_and_report(source, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ("--method", "quantization", "--precision", "int8", "--exclude", "head")
+    assert cli.main(arguments(source, output, *flags)) == 0
+    assert sorted(p.name for p in output.iterdir()) == ["compression.json", "model.pt"]
+    result = load_checkpoint(output / "model.pt")
+    assert result.training is None
+    assert result.data == {"train": "nowhere"}
+    assert type(result.model.head) is nn.Linear
+    written = json.loads((output / "compression.json").read_text())
+    assert written["command"].startswith("python compress.py --model_path")
+    assert written["history"] == result.history
+    assert written["bytes_after"] == pytest.approx(os.path.getsize(output / "model.pt"), abs=200)
+    plain = report.file_bytes(tiny())  # without the resume state
+    assert written["bytes_before"] == pytest.approx(plain, abs=200)
+    assert written["parameters"] == sum(p.numel() for p in tiny().model.parameters())
+    rows = {row["name"]: row for row in written["layers"]}
+    assert rows["head"]["kept"] == "not selected by include and exclude"
+    assert rows["blocks.0.ff1.up"]["after"] == "Int8Linear"
+    printed = capsys.readouterr().out
+    assert "Linear -> Int8Linear" in printed
+    assert "in float: head: not selected" in printed
+    assert cli.main(arguments(source, output, *flags)) == 0  # its own result may be replaced
+
+
+def test_recipe_and_dry_run(source, tmp_path, capsys):
+    recipe = tmp_path / "r.json"
+    recipe.write_text(json.dumps(RECIPE))
+    output = tmp_path / "out"
+    assert cli.main(arguments(source, output, "--recipe", str(recipe), "--dry_run")) == 0
+    assert not output.exists()
+    dry = capsys.readouterr().out
+    assert re.search(r"blocks.0.ff1.up +\d", dry)
+    assert cli.main(arguments(source, output, "--recipe", str(recipe))) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("file")]
+    assert table[0] in dry  # the prediction is what came out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "gzip"], "invalid choice: 'gzip'"),
+        (["--method", "clustering", "--num_clusters", "1"], "num_clusters 1"),
+        (["--method", "clustering", "--num_clusters", "x"], "invalid int value"),
+        (["--method", "clustering", "--rank", "3"], "unknown option 'rank' of clustering"),
+        (["--method", "clustering", "--ranks", "3"], "--ranks"),
+        (["--method", "pruning", "--sparsity", "1.5"], "sparsity 1.5"),
+        (["--method", "factorization", "--rank", "9999"], "largest useful rank"),
+        (["--method", "quantization", "--include", "*.ff9.*"], "'*.ff9.*'"),
+        (["--method", "quantization", "--test_data", "missing"], "missing"),
+        (["--method", "quantization", "--calibration_data", "missing"], "missing"),
+        (["--method", "quantization", "--calibration_data", "empty"], "empty"),
+        (["--method", "pruning", "--fine_tune_epochs", "1"], "nowhere"),
+        (["--method", "pruning", "--distill_weight", "0.1"], "give fine_tune_epochs above 0"),
+        (["--method", "pruning", "--fine_tune_data", "missing"], "give fine_tune_epochs above 0"),
+        (["--method", "factorization", "--rank", "0"], "rank 0 is out of range"),
+        (["--method", "quantization", "--dev_data", "x"], "--dev_data goes with"),
+        (["--recipe", "missing.json"], "missing.json"),
+        (["--recipe", "r.json", "--method", "pruning"], "give either --method, --recipe"),
+        (["--recipe", "r.json", "--rank", "3"], "--rank goes "),
+        ([], "give either --method, --recipe"),
+    ],
+)
+@pytest.mark.parametrize("existing", [False, True])
+def test_bad_input(flags, message, existing, source, tmp_path, capsys, monkeypatch):
+    """One line, exit 2, and the folder as it was."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "out"
+    if existing:
+        output.mkdir()
+        (output / "note").write_text("mine")
+    assert cli.main(arguments(source, output, *flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert [p.name for p in output.iterdir()] == ["note"] if existing else not output.exists()
+
+
+def test_what_is_not_overwritten(source, tmp_path, capsys):
+    flags = ("--method", "quantization")
+    before = source.read_bytes()
+    assert cli.main(arguments(source, source.parent, *flags)) == 2
+    assert "is the model to compress" in capsys.readouterr().err
+    other = tmp_path / "other" / "model.pt"
+    save_checkpoint(other, tiny())
+    assert cli.main(arguments(source, other.parent, *flags)) == 2
+    assert "not made by compress.py" in capsys.readouterr().err
+    assert cli.main(arguments(source, source, *flags)) == 2
+    assert "not a folder" in capsys.readouterr().err
+    assert cli.main(arguments(tmp_path / "none.pt", tmp_path / "out", *flags)) == 2
+    assert source.read_bytes() == before
+
+
+def test_command_with_speech(tmp_path, capsys):
+    """Calibration on the training data that the checkpoint names; accuracy before and after."""
+    corpus = write_corpus(tmp_path / "corpus")
+    source, output = tmp_path / "baseline" / "model.pt", tmp_path / "out"
+    checkpoint = tiny()
+    checkpoint.data = {"train": str(corpus)}
+    save_checkpoint(source, checkpoint)
+    flags = ("--method", "quantization", "--precision", "int4", "--activation_aware")
+    rest = ("--test_data", str(corpus / "dev.json"))
+    assert cli.main(arguments(source, output, *flags, *rest)) == 0
+    written = json.loads((output / "compression.json").read_text())
+    assert written["evaluation"].keys() == {"before", "after", "paired"}
+    assert written["evaluation"]["after"]["latency_p50"] > 0
+    assert re.search(r"after +WER \d", capsys.readouterr().out)
+
+
+@pytest.fixture
+def with_speech(tmp_path):
+    """A checkpoint that names its training data, and the command line that fine-tunes it."""
+    corpus = write_corpus(tmp_path / "corpus")
+    source = tmp_path / "baseline" / "model.pt"
+    model = build_tiny_model(vocab_size=5, d_model=16, n_layers=1)
+    settings = {"batch_size": 8, "num_workers": 0, "precision": "float32"}
+    checkpoint = Checkpoint(
+        model, Tokenizer.characters("abc"), data={"train": str(corpus)},
+        history=[{"step": "train", "config": settings}],
+    )  # fmt: skip
+    save_checkpoint(source, checkpoint)
+    flags = (
+        "--method",
+        "pruning",
+        "--fine_tune_epochs",
+        "1",
+        "--test_data",
+        str(corpus / "dev.json"),
+    )
+    return arguments(source, tmp_path / "out", *flags)
+
+
+def test_bad_test_data_is_found_before_the_work(with_speech, tmp_path, capsys, monkeypatch):
+    (tmp_path / "corpus" / "dev-0.wav").write_text("no sound")
+    monkeypatch.setattr(core, "run", None)
+    assert cli.main(with_speech) == 2
+    assert "dev-0.wav" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kill_while_measuring_loses_nothing(with_speech, tmp_path, monkeypatch):
+    """The model is whole and our own; the same command goes on without another fine-tuning."""
+    output = tmp_path / "out"
+    rates = {"wer": 0.5, "cer": 0.5, "latency_p50": 1.0, "rtf": 1.0, "peak_rss": 1, "words": 1}
+
+    def killed(path, tests):
+        if Path(path).parent == output:
+            raise KeyboardInterrupt
+        return rates
+
+    monkeypatch.setattr(cli, "evaluate", killed)
+    assert cli.main(with_speech) == 130
+    written = json.loads((output / "compression.json").read_text())
+    assert written["bytes_after"] > 0
+    assert "evaluation" not in written
+    model = (output / "model.pt").read_bytes()
+    monkeypatch.setattr(cli, "evaluate", lambda path, tests: rates)
+    monkeypatch.setattr(cli, "compare", lambda *results: {})
+    monkeypatch.setattr(finetuning.FineTuner, "train_step", None)
+    assert cli.main(with_speech) == 0
+    assert (output / "model.pt").read_bytes() == model
+    assert "evaluation" in json.loads((output / "compression.json").read_text())
+    assert sorted(p.name for p in output.iterdir()) == ["compression.json", "model.pt"]
+
+
+def test_a_full_disk_leaves_no_model_without_its_report(source, tmp_path, capsys, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(cli, "write_atomically", full)
+    assert cli.main(arguments(source, tmp_path / "out", "--method", "quantization")) == 2
+    assert "compression.json: No space left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_of_several_methods_say_whose_they_are(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    shared = text[text.index("several methods:") : text.index(" clustering: Weights")]
+    assert "--include INCLUDE every method: patterns" in shared
+    assert re.search(r"--size_ratio SIZE_RATIO factorization: .*; pruning: ", shared)
+    assert re.search(r"activation_aware clustering: .*; factorization: .*; quantization: ", shared)
+    assert text.count(" --activation_aware, ") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_script(arguments):
+    done = subprocess.run(
+        [sys.executable, "compress.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == (0 if arguments else 2)
+    if arguments:
+        assert all(
+            f"--{f.name}" in done.stdout for m in methods().values() for f in fields(m.Config)
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from torch import nn
 
 from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.config import ModelConfig
+from asr.data import BatchDataset
+from asr.evaluation import evaluate
 from asr.model import ConformerCTC
 from asr.tokenizer import Tokenizer
-from compress import calibration, cli, core, sensitivity
+from compress import calibration, cli, core, factorization, finetuning, sensitivity
 from compress.report import file_bytes
 from tests.corpus import write_corpus
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sensitivity.py"
 INT4, TERNARY = sensitivity.SETTINGS[1:]
+STRUCTURED = "pruning:pruning_type=structured,sparsity=0.5"
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +123,38 @@ def test_the_mix_spares_the_layers_that_cost_most(found):
     assert not any("blocks.0.ff1.up" in step.config.include.split(",") for step in steps)
 
 
-def test_out_of_reach(found):
-    with pytest.raises(ValueError, match=r"0.00 MB is out of reach of .*ternary.*come to 0.0"):
-        sensitivity.fit_size(found, 1000)
+def test_out_of_reach(checkpoint, found):
+    """The target as it was given, and what file is possible: the next try with that succeeds."""
+
+    def size(steps):
+        return file_bytes(core.run(copy.deepcopy(checkpoint), steps))
+
+    message = r"0\.0213 MB is out of reach of .*ternary.* has (\d+),(\d+) bytes, 0\.\d{6} MB"
+    with pytest.raises(ValueError, match=message) as caught:
+        sensitivity.fit_file(found, 21_300, size)
+    least = int("".join(re.search(message, str(caught.value)).groups()))
+    assert size(sensitivity.fit_file(found, least, size)) == least
+    with pytest.raises(ValueError, match="out of reach"):
+        sensitivity.fit_file(found, least - 1, size)
+
+
+def test_dynamic_int8_is_measured_one_utterance_at_a_time(checkpoint, found, corpus, tmp_path):
+    """As evaluate.py does: neighbours and padding would change the scale of the activations."""
+    dev = calibration.speech(str(corpus), "dev")
+    step = core.make_step("quantization", {"include": "blocks.1.*"})
+    changed = core.run(copy.deepcopy(checkpoint), [step])
+    save_checkpoint(tmp_path / "model.pt", changed)
+    expected = evaluate(tmp_path / "model.pt", dev, measure_latency=False)
+    dataset = BatchDataset(dev, checkpoint.tokenizer, checkpoint.features)
+    texts = finetuning.transcribe_alone(changed.model, dataset, checkpoint.tokenizer)
+    assert texts == [row["hypothesis"] for row in expected["utterances"]]
+    assert len(set(texts)) > 1
+    assert sensitivity.word_error_rate(checkpoint, changed.model, dev) == expected["wer"]
+    alone = calibration.load(checkpoint, batch_size=1)
+    again = sensitivity.scan(checkpoint, sensitivity.SETTINGS[:1], alone)
+    for one, other in zip(found["layers"], again["layers"], strict=True):
+        distances = [row["settings"][sensitivity.SETTINGS[0]]["distance"] for row in (one, other)]
+        assert distances[0] == pytest.approx(distances[1], rel=1e-4)
 
 
 def test_the_smallest_mix_within_an_error_rate(found):
@@ -153,11 +186,37 @@ def test_the_smallest_mix_within_an_error_rate(found):
         ("quantization:bits=4", "unknown option 'bits'"),
         ("pruning:fine_tune_epochs=2", "does not fine-tune"),
         ("pruning:include=head", "chooses the layers"),
+        ("factorization:size_ratio=2", "name rank or sparsity"),
+        (STRUCTURED, "--by module"),
     ],
 )
 def test_settings_that_cannot_be_scanned(text, message):
     with pytest.raises(ValueError, match=message):
-        sensitivity.parse_setting(text)
+        sensitivity.parse_setting(text, "layer")
+
+
+def test_structured_pruning_is_scanned_by_modules(checkpoint, speech):
+    found = sensitivity.scan(checkpoint, [STRUCTURED, INT4], speech, by="module")
+    settings = {row["name"]: row["settings"] for row in found["layers"]}
+    assert STRUCTURED in settings["blocks.0.ff1"]
+    assert settings["head"].keys() == {INT4}
+    del settings["blocks.0.ff1"][INT4]
+    steps = sensitivity.fit_size(found, sensitivity.smallest(found))
+    assert {step.method: step.config.include for step in steps}["pruning"] == "blocks.0.ff1"
+    result = core.run(copy.deepcopy(checkpoint), steps)
+    assert result.model.blocks[0].ff1.args["hidden"] == 64
+    assert type(result.model.blocks[1].ff1.up).__name__ == "QuantLinear"
+
+
+def test_what_is_wrong_with_a_setting_is_said(checkpoint, speech, monkeypatch):
+    """Only layers that would not shrink are passed over."""
+
+    def broken(*_):
+        raise ValueError("the cause")
+
+    monkeypatch.setattr(factorization, "principal_components", broken)
+    with pytest.raises(ValueError, match="the cause"):
+        sensitivity.scan(checkpoint, ["factorization:rank=4"], speech)
 
 
 def test_script_and_compress_together(checkpoint, tmp_path, corpus, capsys):
@@ -192,6 +251,46 @@ def test_script_and_compress_together(checkpoint, tmp_path, corpus, capsys):
         assert cli.main(arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_speech_is_loaded_where_the_scan_needs_it(checkpoint, speech, tmp_path, capsys):
+    """The settings of the scan say so; the checkpoint names its data."""
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    aware = "clustering:num_clusters=4,activation_aware=true"
+    scan = tmp_path / "scan.json"
+    scan.write_text(json.dumps(sensitivity.scan(checkpoint, [aware], speech, by="module")))
+    arguments = ["--model_path", str(tmp_path / "model.pt"), "--sensitivity", str(scan),
+                 "--target_size_mb", "0.1", "--dry_run"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    assert "ClusteredLinear" in capsys.readouterr().out
+
+
+def test_a_model_that_names_no_data(checkpoint, found, tmp_path, corpus, capsys, monkeypatch):
+    """--max_wer_increase asks for --dev_data, before scanning, and never takes test data."""
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(checkpoint.model, checkpoint.tokenizer))
+    scan, test = tmp_path / "scan.json", tmp_path / "test.json"
+    scan.write_text(json.dumps(found))
+    test.write_text((corpus / "dev.json").read_text())
+    model = ["--model_path", str(tmp_path / "model.pt"), "--dry_run"]
+    mix = [*model, "--sensitivity", str(scan), "--max_wer_increase", "0.5"]
+    assert cli.main([*mix, "--dev_data", str(corpus)]) == 0
+    monkeypatch.setattr(sensitivity, "scan", None)
+    monkeypatch.setattr(sensitivity, "choose_steps", None)
+    capsys.readouterr()
+    for arguments, message in (
+        (mix, "names none: give --dev_data"),
+        ([*model, "--max_wer_increase", "0.5"], "give --dev_data"),
+        ([*mix, "--dev_data", str(test)], "only test data"),
+        ([*mix, "--dev_data", str(tmp_path / "none")], "none"),
+    ):
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    gone = Checkpoint(checkpoint.model, checkpoint.tokenizer, data={"train": "gone"})
+    save_checkpoint(tmp_path / "model.pt", gone)
+    assert cli.main(mix) == 2
+    assert "gone: the data that the checkpoint was trained on is gone" in capsys.readouterr().err
 
 
 def test_test_data_is_never_looked_at(checkpoint, tmp_path, corpus, capsys):
