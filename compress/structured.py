@@ -26,6 +26,7 @@ from compress import core
 from compress.allocation import tensor_bytes
 from compress.calibration import Moments, input_moments, record_inputs, utterances
 
+PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
 
@@ -108,7 +109,7 @@ Key = tuple[str, int]  # name of the module, number of the group in it
 
 def find_groups(model: nn.Module, include: str, exclude: str) -> dict[Key, Group]:
     """The groups of the modules whose names match; a ValueError for none and for packed layers."""
-    names = [name for name, module in model.named_modules() if groups(module)]
+    names = [name for name, module in model.named_modules() if type(module) in PRUNABLE]
     found: dict[Key, Group] = {}
     for name in names:
         if not core.selected(name, include, exclude):
@@ -122,7 +123,7 @@ def find_groups(model: nn.Module, include: str, exclude: str) -> dict[Key, Group
             )
         found |= {(name, i): group for i, group in enumerate(groups(module))}
     if not found:
-        raise ValueError(
+        raise core.UnchangedError(
             f"no module matches include {include!r} and exclude {exclude!r}; structured pruning "
             f"takes modules such as {', '.join(names[:4])}"
         )
