@@ -1,7 +1,8 @@
 """Weights shared by k-means: each becomes an index into a small codebook.
 
 Deep Compression (Han et al. 2016, arXiv 1510.00149), with one codebook a layer or a few. Where
-speech is given, k-means weighs a weight by the mean square of its input. Indices are stored in
+speech is given, k-means weighs a weight by the mean square of its input, and the error that an
+index leaves is passed on to the inputs that correlate (`rounding.feed_back`). Indices are stored in
 log2(num_clusters) bits or entropy-coded, codebooks in fp16; a zero weight stays zero. Fine-tuning
 trains the codebooks and leaves the indices.
 """
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress import convolution, core, packing
-from compress.calibration import input_moments, need
+from compress import convolution, core, packing, rounding
+from compress.calibration import input_grams, need
 from compress.kmeans import kmeans
 
 
@@ -118,16 +119,37 @@ class ClusteredLinear(_Clustered):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, config: Config, importance: Tensor | None = None
+        cls, linear: nn.Linear, config: Config, gram: Tensor | None = None
     ) -> ClusteredLinear:
-        """Clusters a weight; `importance` (in,) weighs the squared errors of its columns."""
+        """Clusters a weight, for the least error of the outputs to inputs of this Gram matrix."""
         layer = cls(
             linear.in_features, linear.out_features, config.num_clusters,
             min(config.codebooks, linear.out_features), linear.bias is not None,
             config.entropy_coding,
         )  # fmt: skip
-        layer.fill(linear.weight, linear.bias, importance)
+        if gram is None:
+            layer.fill(linear.weight, linear.bias)
+        else:
+            layer.fill(linear.weight, linear.bias, gram.diagonal())
+            layer.feed_back(linear.weight.detach(), gram)
         return layer
+
+    def feed_back(self, weight: Tensor, gram: Tensor) -> None:
+        """Chooses the indices again, the codebooks fixed, by the error of the outputs."""
+        if len(gram) > rounding.LARGEST:
+            return
+        part = torch.arange(len(weight)) // self.rows
+        centroids = self.codebook.detach()[part]  # (out, num_clusters), ascending
+        middles = (centroids[:, 1:] + centroids[:, :-1]) / 2
+        zero = (centroids == 0).int().argmax(1)  # of those that have zeros
+
+        def nearest(j: int, column: Tensor) -> Tensor:
+            index = (column[:, None] > middles).sum(1)
+            index = torch.where(weight[:, j] == 0, zero, index)
+            self.indices[:, j] = index.to(torch.uint8)
+            return centroids.gather(1, index[:, None]).squeeze(1)
+
+        rounding.feed_back(weight, gram, nearest)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(x, self.weight(), self.bias)
@@ -169,14 +191,15 @@ def apply(
 ) -> nn.Module:
     """Clusters Linears and convolutions, rounds all that is left to fp16."""
     chosen = core.layers(model, config.include, config.exclude, (nn.Linear, *core.CONVOLUTIONS))
-    power: dict[str, Tensor] = {}
+    grams: dict[str, Tensor] = {}
     if config.activation_aware:
         names = [name for name, layer in chosen if isinstance(layer, nn.Linear)]
-        moments = input_moments(model, need(calibration, "activation_aware"), names)
-        power = {name: moment.gram.diagonal() for name, moment in moments.items()}
+        grams = input_grams(model, need(calibration, "activation_aware"), names)
     for name, layer in core.progress(chosen):
         if isinstance(layer, nn.Linear):
-            replacement: nn.Module = ClusteredLinear.from_linear(layer, config, power.get(name))
+            replacement: nn.Module = ClusteredLinear.from_linear(
+                layer, config, grams.pop(name, None)
+            )
         else:
             assert isinstance(layer, nn.Conv1d | nn.Conv2d)
             replacement = ClusteredConv.from_conv(layer, config)

@@ -7,6 +7,7 @@ scale, so what is computed is what is stored. Exact zeros stay exact zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -156,27 +157,41 @@ def compensated(
 ) -> Quantized:
     """`grouped` for the inputs of Gram matrix (in, in), each column's error passed on to the next.
 
-    GPTQ (Frantar et al. 2022, arXiv 2210.17323) with the scales fixed beforehand. Layers of more
-    than `LARGEST` inputs are rounded as `grouped` does.
+    The scales are fixed beforehand. Layers of more than `LARGEST` inputs are rounded as `grouped`.
     """
     diagonal = gram.diagonal()
     fixed = grouped(weight, precision, group_size, asymmetric, diagonal + DAMPING * diagonal.mean())
     if len(gram) > LARGEST:
         return fixed
-    damped = gram.double() + torch.eye(len(gram)) * (DAMPING * diagonal.mean() + 1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
     low, high = limits(precision, asymmetric)
     scale = to_columns(fixed.scale, group_size, weight.shape[1])
     zero = torch.zeros_like(scale)
     if fixed.zero_point is not None:
         zero = to_columns(fixed.zero_point, group_size, weight.shape[1]).float()
-    w = weight.clone()
     qweight = torch.empty_like(fixed.qweight)
-    for j in range(weight.shape[1]):
-        q = ((w[:, j] / scale[:, j]).round() + zero[:, j]).clamp(low, high)
+
+    def nearest(j: int, column: Tensor) -> Tensor:
+        q = ((column / scale[:, j]).round() + zero[:, j]).clamp(low, high)
         q = torch.where(weight[:, j] == 0, zero[:, j], q)  # pruned weights stay so
         qweight[:, j] = q.to(torch.int8)
-        error = (w[:, j] - (q - zero[:, j]) * scale[:, j]) / upper[j, j]
-        w[:, j + 1 :] -= torch.outer(error, upper[j, j + 1 :])
+        return (q - zero[:, j]) * scale[:, j]
+
+    feed_back(weight, gram, nearest)
     return Quantized(qweight, fixed.scale, fixed.zero_point)
+
+
+def feed_back(weight: Tensor, gram: Tensor, nearest: Callable[[int, Tensor], Tensor]) -> None:
+    """Rounds a weight (out, in) column by column, each one's error passed on to those after it.
+
+    GPTQ (Frantar et al. 2022, arXiv 2210.17323). `nearest(j, column)` takes what column j has
+    become by then (out,) and returns what it is rounded to.
+    """
+    damping = DAMPING * gram.diagonal().mean() + 1e-12
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(gram.double() + torch.eye(len(gram)) * damping)
+    )
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    w = weight.clone()
+    for j in range(weight.shape[1]):
+        error = (w[:, j] - nearest(j, w[:, j])) / upper[j, j]
+        w[:, j + 1 :] -= torch.outer(error, upper[j, j + 1 :])

@@ -89,10 +89,32 @@ def test_importance_moves_precision_to_the_columns_that_matter():
     importance[:4] = 1000
     linear.weight.data[:, :4] *= 0.3
     plain, weighted = (
-        ClusteredLinear.from_linear(linear, Config(num_clusters=8), h) for h in (None, importance)
+        ClusteredLinear.from_linear(linear, Config(num_clusters=8), gram)
+        for gram in (None, importance.diag())
     )
     errors = [(m.weight() - linear.weight)[:, :4].norm().item() for m in (plain, weighted)]
     assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize("codebooks", [1, 3])
+def test_indices_make_up_for_each_other_where_inputs_correlate(codebooks):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2000, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    linear = nn.Linear(48, 30)
+    pruned = torch.rand(30, 48, generator=generator) < 0.2
+    linear.weight.data[pruned] = 0
+    config = Config(num_clusters=8, codebooks=codebooks)
+    gram = x.T @ x / len(x)
+    diagonal, whole = (
+        ClusteredLinear.from_linear(linear, config, g) for g in (gram.diagonal().diag(), gram)
+    )
+    errors = [
+        (x @ (layer.weight() - linear.weight).T).square().mean().item()
+        for layer in (diagonal, whole)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+    assert torch.equal(diagonal.codebook, whole.codebook)
+    assert (whole.weight()[pruned] == 0).all()
 
 
 @pytest.mark.parametrize("clusters", [3, 16, 100, 256])
