@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from asr.checkpoint import Checkpoint, checkpoint_contents
-from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
 from compress import core, packing
+from compress.structured import PRUNABLE
 
 MULTIPLIERS = ("Linear", "Conv1d", "Conv2d")  # what stays in float is worth a word
-PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)  # by structured pruning
 SMALL = 0.995  # a layer that keeps more of its bytes than this has stayed as it was
 
 
