@@ -121,7 +121,8 @@ def input_moments(
         for features, length in progress(utterances(calibration), "calibration"):
             model(features[:length].unsqueeze(0).to(device))
     return {
-        name: Moments((sums[name] / n).cpu(), (grams[name] / n).cpu()) for name, n in frames.items()
+        name: Moments(sums[name].div_(n).cpu(), grams.pop(name).div_(n).cpu())
+        for name, n in frames.items()
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1)}
 SHRINK = torch.linspace(0.65, 1.1, 10).tolist()  # clipping tried by the search, 1 = none
 LARGEST = 4096  # inputs of a layer whose Gram matrix is inverted
+BLOCK = 64  # columns that feed their errors back one by one
 DAMPING = 0.01  # share of the mean diagonal added to a Gram matrix before it is inverted
 
 
@@ -192,6 +193,12 @@ def feed_back(weight: Tensor, gram: Tensor, nearest: Callable[[int, Tensor], Ten
     )
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     w = weight.clone()
-    for j in range(weight.shape[1]):
-        error = (w[:, j] - nearest(j, w[:, j])) / upper[j, j]
-        w[:, j + 1 :] -= torch.outer(error, upper[j, j + 1 :])
+    columns = weight.shape[1]
+    for start in range(0, columns, BLOCK):  # those beyond a block get its errors all at once
+        end = min(start + BLOCK, columns)
+        errors = torch.empty(len(w), end - start)
+        for j in range(start, end):
+            error = (w[:, j] - nearest(j, w[:, j])) / upper[j, j]
+            w[:, j + 1 : end] -= torch.outer(error, upper[j, j + 1 : end])
+            errors[:, j - start] = error
+        w[:, end:] -= errors @ upper[start:end, end:]

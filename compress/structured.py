@@ -27,6 +27,8 @@ from compress.allocation import tensor_bytes
 from compress.calibration import Moments, input_moments, record_inputs, utterances
 
 PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
+STEPS = 64  # of a layer's units, the fewest that are looked at anew on the way to none
+LONGEST = 1600  # frames of an utterance whose gradients are taken, for the memory they need
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
 
@@ -149,20 +151,20 @@ def taylor_importance(
     """Mean square over utterances of input x gradient summed over what a unit's reader reads of it.
 
     That sum is the derivative of the utterance's CTC loss by a factor on the unit: (units,).
+    Long utterances are passed over if there are others.
     """
     keys = {f"{key[0]}.{group.reader}": key for key, group in found.items()}
     scores = {key: torch.zeros(group.units) for key, group in found.items()}
     texts = [(t, int(n)) for b in calibration.batches
              for t, n in zip(b.targets, b.target_lengths, strict=True)]  # fmt: skip
-    speech = utterances(calibration)
+    pairs = list(zip(utterances(calibration), texts, strict=True))
+    pairs = [pair for pair in pairs if pair[0][1] <= LONGEST] or pairs
     parameters = [p for p in model.parameters() if p.requires_grad]
     inputs: dict[str, Tensor] = {}
     model.requires_grad_(False)  # only gradients of activations: less to compute and to keep
     try:
         with record_inputs(model, keys, inputs.__setitem__):
-            for (features, length), (target, n) in core.progress(
-                list(zip(speech, texts, strict=True)), "importance"
-            ):
+            for (features, length), (target, n) in core.progress(pairs, "importance"):
                 x = features[:length].unsqueeze(0).requires_grad_()
                 log_probs = model(x).log_probs.transpose(0, 1)
                 sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
@@ -293,7 +295,8 @@ def spared(weight: Tensor, moments: Moments, group: Group, count: int) -> Tensor
     """The units (sorted) that stay if those go whose removal costs the refitted outputs least.
 
     Removing the inputs R of a Linear W costs W_R (S_RR)^-1 W_R', S the inverse covariance. They go
-    a multiple at a time, and what the rest takes over is counted before the next.
+    a multiple at a time (of a wide layer several), and what the rest takes over is counted before
+    the next.
     """
     inverse = torch.linalg.inv(damped(moments))
     w = weight.double()
@@ -304,7 +307,8 @@ def spared(weight: Tensor, moments: Moments, group: Group, count: int) -> Tensor
         own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (units, width, width)
         columns = w.view(len(w), len(units), width).permute(1, 2, 0)  # (units, width, out)
         costs = (columns * torch.linalg.solve(own, columns)).sum((1, 2))
-        number = min(group.multiple, len(units) - count)
+        step = max(len(units) // STEPS // group.multiple, 1) * group.multiple
+        number = min(step, len(units) - count)
         gone = torch.zeros(len(units), dtype=torch.bool)
         gone[costs.topk(number, largest=False).indices] = True
         wide = gone.repeat_interleave(width)
