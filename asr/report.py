@@ -15,6 +15,7 @@ from asr.results import (
     REFERENCE_FORMS,
     Reference,
     Result,
+    Speed,
     by_technique,
     by_test_data,
     find_baseline,
@@ -35,15 +36,22 @@ Files = Mapping[str, Result]  # the results of one technique by kind
 
 
 def markdown(
-    results: Sequence[Result], baseline: str = "", reference: Reference | None = None
-) -> str:
+    results: Sequence[Result], baseline: str = "", reference: Reference | None = None,
+    speed: Speed | None = None,
+) -> str:  # fmt: skip
     """One table for each test set, what its columns mean, and how it was measured."""
     parts: list[str] = []
+    if speed:
+        results = [speed.of(result) for result in results]
     for data, group in by_test_data(results).items():
         first = find_baseline(group, baseline)
         parts += [f"Test data: `{data}`" if data else "", table(group, first, reference)]
         parts.append(set_table(group))
     notes = [NOTES]
+    if speed:
+        notes.append(
+            f"- Times and memory: `{speed.command}` (commit {speed.commit}), 10 s of audio."
+        )
     if reference:
         notes.append(f"- *design*: {reference.source}; all its figures stand below.")
     parts.append("\n".join([*notes, *machines(results)]))

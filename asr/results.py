@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Result:
     latency: float = math.nan  # seconds, median, one thread
     peak_rss: float = math.nan  # bytes
     test_data: str = ""
+    model: str = ""
     comparison: dict[str, Any] = field(default_factory=dict)  # with the result it names `other`
     sets: list[dict[str, Any]] = field(default_factory=list)  # the rates of each test set
     about: dict[str, Any] = field(default_factory=dict)  # the keys of ABOUT
@@ -91,10 +92,38 @@ def read_result(path: Path) -> Result:
         latency=float(contents.get("latency_p50", math.nan)),
         peak_rss=float(contents.get("peak_rss", math.nan)),
         test_data=str(contents.get("test_data", "")),
+        model=str(contents.get("model", "")),
         comparison=contents.get("comparison") or {},
         sets=contents.get("sets") or [],
         about={k: contents[k] for k in ABOUT if k in contents},
     )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `scripts/benchmark.py infer` measured: models side by side, on one thread."""
+
+    rows: dict[str, dict[str, float]]  # latency in seconds and peak_rss in bytes by model path
+    command: str
+    commit: str
+
+    def of(self, result: Result) -> Result:
+        """The result with these times in place of its own, which other work may have disturbed."""
+        row = self.rows.get(result.model, {})
+        nan = math.nan
+        return replace(result, latency=row.get("latency", nan), peak_rss=row.get("peak_rss", nan))
+
+
+def read_speed(path: str | Path) -> Speed:
+    """Raises ValueError for a file that `scripts/benchmark.py infer` has not written."""
+    try:
+        contents = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = {row["model"]: row for row in contents["results"] if row["threads"] == 1}
+        return Speed(rows, str(contents["command"]), str(contents["commit"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no times of scripts/benchmark.py infer with --output_file ({error})"
+        ) from None
 
 
 def read_reference(path: str | Path) -> Reference:

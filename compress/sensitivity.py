@@ -27,7 +27,8 @@ from compress import core, finetuning, packing
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
-from compress.report import PRUNABLE, file_bytes
+from compress.report import file_bytes
+from compress.structured import PRUNABLE
 
 SETTINGS = (
     "quantization:precision=int8",

@@ -17,7 +17,7 @@ from asr.cli import guarded
 from asr.manifest import write_atomically
 from asr.plots import PLOTS, plot
 from asr.report import by_set, insert, markdown
-from asr.results import by_test_data, read_reference, read_results
+from asr.results import by_test_data, read_reference, read_results, read_speed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,6 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("results", nargs="+", help="result files of evaluate.py, or folders with such")
     add("--baseline", default="", help="name of the float model's result (default: found by name)")
     add("--reference", help="figures to set beside ours, such as experiments/design.json")
+    add("--speed", metavar="FILE",
+        help="times of scripts/benchmark.py infer in place of those of the results")  # fmt: skip
     add("--sets", action="store_true", help="only the error rates of each test set")
     add("--output_dir", help="folder for report.md and the plots; without it the table is printed")
     add("--insert", metavar="FILE", help="Markdown file that gets the table instead of report.md")
@@ -41,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--insert FILE and --section NAME go together; give both or neither")
     results = read_results(args.results)
     reference = read_reference(args.reference) if args.reference else None
-    text = by_set(results) if args.sets else markdown(results, args.baseline, reference)
+    speed = read_speed(args.speed) if args.speed else None
+    sides = (args.baseline, reference, speed)
+    text = by_set(results) if args.sets else markdown(results, *sides)
     written: list[Path] = []
     if args.insert:
         write_atomically(args.insert, insert(args.insert, args.section, text))
@@ -54,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.output_dir:
         folder = Path(args.output_dir)
-        groups = list(by_test_data(results).values())
+        drawn = [speed.of(result) for result in results] if speed else results
+        groups = list(by_test_data(drawn).values())
         for number, group in enumerate(groups, 1):
             place = folder if len(groups) == 1 else folder / f"plots_{number}"
             place.mkdir(parents=True, exist_ok=True)

@@ -212,6 +212,22 @@ def test_rates_of_each_set(tmp_path):
         report.by_set([])
 
 
+def test_times_of_a_run_side_by_side(folder, tmp_path):
+    """They take the place of those that were measured one after another."""
+    rows_ = [{"model": "m.onnx", "threads": n, "latency": 0.1 * n, "peak_rss": 7e7} for n in (1, 2)]
+    contents = {"results": rows_, "command": "python bench", "commit": "abc"}
+    (tmp_path / "speed.json").write_text(json.dumps(contents))
+    speed = results.read_speed(tmp_path / "speed.json")
+    text = report.markdown(results.read_results([folder]), speed=speed)
+    found = rows(text)
+    place = found["technique"].index("ms")
+    assert found["int8"][place : place + 3] == ["100.0", "1.00", "70"]
+    assert found["low_rank_64"][place] == report.MISSING  # its .pt was not among them
+    assert "`python bench` (commit abc)" in text
+    with pytest.raises(ValueError, match=r"low_rank_64\.json: no times of"):
+        results.read_speed(folder / "low_rank_64.json")
+
+
 def test_how_a_model_was_made(tmp_path):
     history = [
         {"step": "train", "config": {"epochs": 3, "seed": 1, "dropout": 0.1}, "commit": "abc"},
