@@ -25,6 +25,7 @@ from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAtten
 from compress import core
 from compress.allocation import tensor_bytes
 from compress.calibration import Moments, input_moments, record_inputs, utterances
+from compress.rounding import LARGEST
 
 PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
 STEPS = 64  # of a layer's units, the fewest that are looked at anew on the way to none
@@ -270,8 +271,8 @@ def prune(
     readers = {key: f"{key[0]}.{found[key].reader}" for key in changed}
     moments: dict[str, Moments] = {}
     if calibration is not None:
-        linears = {r for r in readers.values() if type(model.get_submodule(r)) is nn.Linear}
-        moments = input_moments(model, calibration, sorted(linears))
+        fitted = {r for r in readers.values() if is_refitted(model.get_submodule(r))}
+        moments = input_moments(model, calibration, sorted(fitted))
     for key in core.progress(changed):
         group, reader = found[key], readers[key]
         if reader in moments:
@@ -282,6 +283,11 @@ def prune(
             keep = scores[key].topk(counts[key]).indices.sort().values
         core.replace(model, key[0], shrink(model.get_submodule(key[0]), key[1], keep))
     return model
+
+
+def is_refitted(reader: nn.Module) -> bool:
+    """Linears are, but for those whose covariance would take minutes and gigabytes to invert."""
+    return type(reader) is nn.Linear and reader.in_features <= LARGEST
 
 
 def damped(moments: Moments) -> Tensor:
