@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import sys
+import tomllib
 from collections.abc import Callable, Container
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -87,8 +87,7 @@ def read_structured(path: str) -> Any:
     try:
         if not path.endswith(".toml"):
             return json.loads(text)
-        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-        return toml.loads(text)
+        return tomllib.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON or TOML file: {error}") from None
 

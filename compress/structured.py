@@ -28,7 +28,7 @@ from compress.calibration import Moments, input_moments, record_inputs, utteranc
 from compress.rounding import LARGEST
 
 PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
-STEPS = 64  # of a layer's units, the fewest that are looked at anew on the way to none
+STEPS = 64  # units go a 64th of those left at a time, but at least a multiple
 LONGEST = 1600  # frames of an utterance whose gradients are taken, for the memory they need
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
@@ -171,11 +171,11 @@ def taylor_importance(
                 sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
                 loss = F.ctc_loss(log_probs, target[None, :n], *sizes, zero_infinity=True)
                 gradients = torch.autograd.grad(loss, list(inputs.values()))
-                for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
+                for (name, read), gradient in zip(inputs.items(), gradients, strict=True):
                     group = found[keys[name]]
                     features_last = isinstance(model.get_submodule(name), nn.Linear)
                     cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
-                    scores[keys[name]] += _by_unit(group, cut, x.detach() * gradient).square()
+                    scores[keys[name]] += _by_unit(group, cut, read.detach() * gradient).square()
                 inputs.clear()
     finally:
         for parameter in parameters:

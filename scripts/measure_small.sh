@@ -11,15 +11,10 @@ work=runs/measure_$preset
 mkdir -p "$out" "$work/float"
 
 python - "$work/float/model.pt" "$preset" <<'PYTHON'
-import sys, torch
-from asr.checkpoint import Checkpoint, save_checkpoint
-from asr.config import preset
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
-tokenizer = Tokenizer.characters()
-torch.manual_seed(0)
-model = ConformerCTC(preset(sys.argv[2], vocab_size=len(tokenizer))).eval()
-save_checkpoint(sys.argv[1], Checkpoint(model, tokenizer))
+import sys
+from pathlib import Path
+from scripts.measure_compressing import save_random_model
+save_random_model(Path(sys.argv[1]), sys.argv[2])
 PYTHON
 
 compress() { # ROW FROM FLAGS...
