@@ -1,4 +1,4 @@
-"""Augmentation in NumPy: speed, noise and gain on the waveform, warp and masks on the features.
+"""Augmentation in NumPy: shift, speed, noise and gain on the waveform, warp and masks on features.
 
 Every function takes a `numpy.random.Generator` seeded by (seed, epoch, utterance), so that a run
 that resumes, or uses other worker counts, sees the same audio.
@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float32]
 class AugmentConfig:
     """Strengths; zero switches a kind off."""
 
+    shift: int = 160  # samples; up to so many are cut from the start, a hop at 16 kHz
     speed: float = 0.1  # speed factor 1 - speed, 1 or 1 + speed
     warp: float = 0.1  # vocal-tract warp of the mel axis, up to this share
     noise: float = 0.0  # share of utterances that get coloured noise at 5 to 30 dB
@@ -38,7 +39,12 @@ def speed_factor(rng: np.random.Generator, config: AugmentConfig) -> float:
 def augment_waveform(
     waveform: Array, speed: float, rng: np.random.Generator, config: AugmentConfig
 ) -> Array:
-    """Speed, gain and noise on a waveform (N,); speed changes its length by 1 / speed."""
+    """Shift, speed, gain and noise on a waveform (N,); speed changes its length by 1 / speed.
+
+    The shift moves the frames over the speech: other toolkits lay theirs half a hop from ours.
+    """
+    if config.shift:
+        waveform = waveform[int(rng.integers(0, config.shift)) :]
     if speed != 1.0:
         waveform = soxr.resample(waveform, speed, 1.0, quality="LQ").astype(np.float32)
     if config.gain:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ from asr.manifest import Utterance, load_splits
 from asr.tokenizer import Tokenizer
 from tests.corpus import tone_waveform, write_corpus
 
-PLAIN = AugmentConfig(speed=0, warp=0, noise=0, gain=0, time_masks=0, freq_masks=0)
+PLAIN = AugmentConfig(shift=0, speed=0, warp=0, noise=0, gain=0, time_masks=0, freq_masks=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,16 @@ def test_speed_changes_length_and_pitch():
     assert peaks[1] / peaks[0] == pytest.approx(1.1, rel=0.01)
     factors = {speed_factor(utterance_rng(0, 0, i), AugmentConfig(speed=0.1)) for i in range(50)}
     assert factors == {0.9, 1.0, 1.1}
+
+
+def test_shift_cuts_less_than_a_hop_from_the_start():
+    wave = tone_waveform("aaaa")
+    config = replace(PLAIN, shift=160)
+    shifted = [augment_waveform(wave, 1.0, utterance_rng(0, 0, i), config) for i in range(50)]
+    cuts = [len(wave) - len(one) for one in shifted]
+    assert min(cuts) < 20
+    assert 140 < max(cuts) < 160
+    assert all(np.array_equal(one, wave[n:]) for one, n in zip(shifted, cuts, strict=True))
 
 
 @pytest.mark.parametrize("snr", [5.0, 20.0])
