@@ -3,7 +3,7 @@
 The training of `asr.training` with the settings that the checkpoint was trained with: same loader,
 augmentation, loss and averaged weights. The last weights count, not the best on dev data, since a
 schedule may still be on its way there. Distillation adds the divergence of every frame from what
-the uncompressed model says (Hinton et al. 2015, arXiv 1503.02531).
+the uncompressed model says, and on request the distance of every block's output from that model's.
 
 The seam that `compress.core.run` calls; this file imports nothing from `compress.core`.
 """
@@ -27,11 +27,12 @@ from asr.decoding import greedy_decode
 from asr.device import autocast
 from asr.manifest import Utterance, load_splits
 from asr.metrics import error_rates
-from asr.model import ConformerCTC, Output, valid_mask
+from asr.model import ConformerCTC, Output
 from asr.tokenizer import Tokenizer
 from asr.train import usable
 from asr.train_config import TrainConfig
 from asr.training import Trainer
+from compress.distillation import BlockOutputs, distance, divergence
 from compress.fakequant import FakeQuantLinear
 
 Update = Callable[[nn.Module, float], None]
@@ -53,6 +54,10 @@ class Options:
     distill_weight: float = field(
         default=0.5, metadata={"help": "share of the loss that is the uncompressed model's example"}
     )
+    hint_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the blocks' distance from those of the uncompressed model"},
+    )
 
     def __post_init__(self) -> None:
         if self.fine_tune_epochs < 0:
@@ -63,6 +68,8 @@ class Options:
             )
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight {self.distill_weight} must lie in [0, 1]")
+        if self.hint_weight < 0:
+            raise ValueError(f"hint_weight {self.hint_weight} must not be negative")
 
 
 def fine_tune(
@@ -89,7 +96,7 @@ def fine_tune(
     place.mkdir(parents=True, exist_ok=True)
     start = replace(checkpoint, model=state.model) if state else checkpoint
     try:
-        tuner = FineTuner(start, config, train, dev, place, teacher, options.distill_weight, update)
+        tuner = FineTuner(start, config, train, dev, place, teacher, options, update)
         if state:
             tuner.resume(cast(dict[str, Any], state.training))
         finished = tuner.fit()
@@ -165,21 +172,27 @@ class FineTuner(Trainer):
 
     def __init__(
         self, checkpoint: Checkpoint, config: TrainConfig, train: Sequence[Utterance],
-        dev: Sequence[Utterance], output_dir: Path, teacher: nn.Module, distill_weight: float,
+        dev: Sequence[Utterance], output_dir: Path, teacher: nn.Module, options: Options,
         update: Update | None,
     ) -> None:  # fmt: skip
         super().__init__(checkpoint, config, train, dev, output_dir)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
-        self.distill_weight, self.update = distill_weight, update
+        self.options, self.update = options, update
+        if options.hint_weight:
+            self.blocks, self.examples = BlockOutputs(self.model), BlockOutputs(self.teacher)
 
     def loss(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
         loss = super().loss(output, batch, features, lengths)
-        if self.distill_weight == 0:
-            return loss
-        with torch.no_grad(), autocast(self.device, self.precision):
-            example = self.teacher(features, lengths).log_probs
-        share = self.distill_weight
-        return (1 - share) * loss + share * divergence(output.log_probs, example, output.lengths)
+        share, hint_weight = self.options.distill_weight, self.options.hint_weight
+        if share or hint_weight:
+            with torch.no_grad(), autocast(self.device, self.precision):
+                example = self.teacher(features, lengths).log_probs
+            far = divergence(output.log_probs, example, output.lengths)
+            loss = (1 - share) * loss + share * far
+        if hint_weight:
+            far = distance(self.blocks.last, self.examples.last, output.lengths)
+            loss = loss + hint_weight * far
+        return loss
 
     def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
         if self.update:
@@ -219,6 +232,8 @@ class FineTuner(Trainer):
     def result(self) -> nn.Module:
         """The averaged weights with new statistics in BatchNorm."""
         self.keep_zeros()
+        if self.options.hint_weight:
+            self.examples.remove()
         model = self.average.model
         refresh_batch_norm(model, self.refreshing_batches())
         return model.to("cpu").eval().requires_grad_()
@@ -258,12 +273,6 @@ def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokeniz
         output = model(features, batch.feature_lengths.to(device))
         texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
     return texts
-
-
-def divergence(log_probs: Tensor, example: Tensor, lengths: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the example, summed over the valid frames of (B, T', V)."""
-    frames = (example.exp() * (example - log_probs)).sum(2)
-    return frames.masked_fill(~valid_mask(lengths, frames.shape[1]), 0).sum()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.config import ModelConfig
 from asr.model import ConformerCTC
 from asr.tokenizer import Tokenizer
-from compress import calibration, core, finetuning, pruning, structured
+from compress import calibration, core, distillation, finetuning, pruning, structured
 from compress.finetuning import Options
 from tests.corpus import write_corpus
 
@@ -158,7 +158,7 @@ def test_distillation_brings_the_model_to_its_teacher(checkpoint):
     @torch.no_grad()
     def distance(model):
         a, b = (m(batch.features, batch.feature_lengths) for m in (model, teacher))
-        return float(finetuning.divergence(a.log_probs, b.log_probs, a.lengths))
+        return float(distillation.divergence(a.log_probs, b.log_probs, a.lengths))
 
     before = distance(checkpoint.model)
     options = Options(fine_tune_epochs=6, fine_tune_learning_rate=0.004, distill_weight=1.0)
@@ -170,8 +170,48 @@ def test_divergence_is_that_of_the_definition():
     a, b = (torch.log_softmax(torch.randn(2, 5, 7), dim=2) for _ in range(2))
     expected = nn.functional.kl_div(a[0], b[0], log_target=True, reduction="sum")
     expected += nn.functional.kl_div(a[1, :3], b[1, :3], log_target=True, reduction="sum")
-    torch.testing.assert_close(finetuning.divergence(a, b, torch.tensor([5, 3])), expected)
-    assert float(finetuning.divergence(a, a, torch.tensor([5, 5]))) == 0
+    torch.testing.assert_close(distillation.divergence(a, b, torch.tensor([5, 3])), expected)
+    assert float(distillation.divergence(a, a, torch.tensor([5, 5]))) == 0
+
+
+def test_hints_bring_the_blocks_to_those_of_the_teacher(checkpoint):
+    teacher = copy.deepcopy(checkpoint.model)
+    with torch.no_grad():
+        for p in checkpoint.model.parameters():
+            p += 0.1 * torch.randn_like(p)
+    batch = calibration.load(checkpoint, batch_size=100).batches[0]
+
+    @torch.no_grad()
+    def distance(model):
+        kept = [distillation.BlockOutputs(m) for m in (model, teacher)]
+        for m in (model, teacher):
+            output = m(batch.features, batch.feature_lengths)
+        result = distillation.distance(kept[0].last, kept[1].last, output.lengths)
+        for one in kept:
+            one.remove()
+        return float(result)
+
+    before, tuned = distance(checkpoint.model), {}
+    for weight in (0.0, 2.0):
+        options = Options(
+            fine_tune_epochs=6, fine_tune_learning_rate=0.004, distill_weight=1.0,
+            hint_weight=weight,
+        )  # fmt: skip
+        tuned[weight] = distance(
+            finetuning.fine_tune(copy.deepcopy(checkpoint), teacher, options, None)
+        )
+    assert tuned[2.0] < 0.7 * tuned[0.0] < before
+    assert not teacher._forward_pre_hooks
+    assert not any(block._forward_hooks for block in teacher.blocks)
+
+
+def test_distance_is_the_share_of_the_power_in_valid_frames():
+    a, b = torch.randn(2, 2, 5, 7).unbind()
+    valid = [torch.cat([x[0], x[1, :3]]) for x in (a, b)]
+    share = (valid[0] - valid[1]).square().sum() / valid[1].square().sum()
+    lengths = torch.tensor([5, 3])
+    found = distillation.distance([a, b], [b, b], lengths)
+    torch.testing.assert_close(found, 8 * share / 2)
 
 
 def test_statistics_of_batch_norm_are_taken_anew(checkpoint, corpus):
@@ -215,7 +255,12 @@ def test_integer_layers_are_not_fine_tuned(checkpoint):
 
 @pytest.mark.parametrize(
     "options",
-    [{"fine_tune_epochs": -1}, {"distill_weight": 1.5}, {"fine_tune_learning_rate": -1.0}],
+    [
+        {"fine_tune_epochs": -1},
+        {"distill_weight": 1.5},
+        {"fine_tune_learning_rate": -1.0},
+        {"hint_weight": -1.0},
+    ],
 )
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -224,7 +269,12 @@ def test_options_out_of_range(options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"fine_tune_data": "x"}, {"distill_weight": 0.5}, {"fine_tune_learning_rate": 1e-3}],
+    [
+        {"fine_tune_data": "x"},
+        {"distill_weight": 0.5},
+        {"fine_tune_learning_rate": 1e-3},
+        {"hint_weight": 0.5},
+    ],
 )
 def test_options_without_epochs_are_refused(options):
     for epochs in ({}, {"fine_tune_epochs": 0}):
