@@ -4,8 +4,9 @@
 #   scripts/reproduce.sh experiments/an4 ../shared/an4 int8 structured_30
 # MODEL_FOLDER holds the float model.pt. Results go to MODEL_FOLDER/ROW_pt.json and ROW_onnx.json,
 # models to MODEL_FOLDER/ROW/. A row that is named is made again, whatever is there.
-# Fine-tuning takes as many epochs as suit AN4's 48 minutes; EPOCHS_DIVISOR=10 takes a tenth of
-# them, at least one, which suits a corpus of 13 hours.
+# Fine-tuning takes as many epochs as suit AN4's 48 minutes; EPOCHS_DIVISOR=5 takes a fifth of
+# them, at least one, which suits some hours of speech. FINE_TUNE_DATA=FILE fine-tunes on this data
+# instead of what the model was trained on.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -18,7 +19,8 @@ shift 2
 
 tuned() { # EPOCHS [more flags]
     local divisor=${EPOCHS_DIVISOR:-1}
-    echo --fine_tune_epochs $((($1 + divisor - 1) / divisor)) "${@:2}"
+    echo --fine_tune_epochs $((($1 + divisor - 1) / divisor)) \
+        ${FINE_TUNE_DATA:+--fine_tune_data "$FINE_TUNE_DATA"} "${@:2}"
 }
 
 flags() { # the settings of a row
