@@ -25,6 +25,7 @@ Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains an
 layers has `prepare` (same signature, used in place of `apply`) and `freeze(model, config)`, used
 afterwards: fake quantisation, codebooks to be rounded. `update(config, model, fraction)` is called
 before each step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
+`why_kept(model, name, config)` may tell the report why a layer of the finished model is as it was.
 
 Shape-changing methods (pruning, factorization, distillation) come before packing ones (clustering,
 quantization): `linears` yields plain nn.Linear only.
@@ -138,6 +139,19 @@ def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 def keep(module: nn.Module, reason: str) -> None:
     """Leaves a layer in float and says why, for the report."""
     cast(Any, module).kept = reason
+
+
+def why_kept(model: nn.Module, name: str, step: Step) -> str:
+    """Why a step without a word of `keep` left a layer as it was; "" where it was not selected.
+
+    A method's own `why_kept(model, name, config)` goes before.
+    """
+    own = getattr(method(step.method), "why_kept", None)
+    if own:
+        return cast(str, own(model, name, step.config))
+    if not selected(name, step.config.include, step.config.exclude):
+        return ""
+    return f"not a layer that {step.method} changes"
 
 
 def progress(items: Sequence[T], what: str = "layers") -> Iterable[T]:

@@ -125,6 +125,16 @@ def update(config: Config, model: nn.Module, fraction: float) -> None:
         zero_smallest(weights, share, config.allocation)
 
 
+def why_kept(model: nn.Module, name: str, config: Config) -> str:
+    """Why a layer is as large as it was; "" where it was not selected."""
+    part = structured.around(model, name) if config.pruning_type == "structured" else ""
+    if not core.selected(part or name, config.include, config.exclude):
+        return ""
+    if config.pruning_type == "unstructured":
+        return "too few of its weights were small enough"
+    return "lost no units" if part else "not a layer that structured pruning changes"
+
+
 def prunable(model: nn.Module, config: Config) -> list[Tensor]:
     """The weights of the plain Linears and convolutions that match."""
     kinds = (nn.Linear, *core.CONVOLUTIONS)

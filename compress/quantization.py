@@ -130,6 +130,12 @@ def _apply(
     return model
 
 
+def why_kept(model: nn.Module, name: str, config: Config) -> str:
+    """Why a layer is as large as it was; "" where it was not selected."""
+    selected = core.selected(name, config.include, config.exclude)
+    return "was in half precision before" if selected else ""
+
+
 def approximation(config: Config, name: str, weight: Tensor, importance: Tensor) -> Tensor:
     """What a layer's weight becomes (out, in), its columns' errors weighed by `importance`."""
     precision, group_size, asymmetric = config.at(name)

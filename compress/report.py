@@ -12,7 +12,6 @@ from torch import nn
 
 from asr.checkpoint import Checkpoint, checkpoint_contents
 from compress import core, packing
-from compress.structured import PRUNABLE
 
 MULTIPLIERS = ("Linear", "Conv1d", "Conv2d")  # what stays in float is worth a word
 SMALL = 0.995  # a layer that keeps more of its bytes than this has stayed as it was
@@ -74,37 +73,15 @@ def compare(
         kept = ""
         plain = old.kind in MULTIPLIERS and same == [(old.kind, old.description)]
         if plain and size > SMALL * old.bytes:
-            kept = parts[name].kept or _reason(name, _prunable_module(model, name), steps)
+            kept = parts[name].kept or _reason(model, name, steps)
         parameters = sum(new.parameters for new in parts.values())
         rows.append(Row(name, old.kind, kinds, parameters, old.bytes, size, kept))
     return rows
 
 
-def _prunable_module(model: nn.Module, layer: str) -> str:
-    """The module around a layer that structured pruning makes smaller, "" if none."""
-    parts = layer.split(".")
-    around = [".".join(parts[:n]) for n in range(1, len(parts))]
-    return next((name for name in around if type(model.get_submodule(name)) in PRUNABLE), "")
-
-
-def _reason(layer: str, module: str, steps: Sequence[core.Step]) -> str:
-    """Why a plain layer, in a prunable module or "", is as it was after the steps."""
-    reasons = []
-    for step in steps:
-        pruning_type = getattr(step.config, "pruning_type", "")
-        name = module if pruning_type == "structured" and module else layer
-        if not core.selected(name, step.config.include, step.config.exclude):
-            continue
-        if pruning_type == "structured":
-            reasons.append(
-                "lost no units" if module else "not a layer that structured pruning changes"
-            )
-        elif pruning_type == "unstructured":
-            reasons.append("too few of its weights were small enough")
-        elif step.method == "quantization":
-            reasons.append("was in half precision before")
-        else:
-            reasons.append(f"not a layer that {step.method} changes")
+def _reason(model: nn.Module, layer: str, steps: Sequence[core.Step]) -> str:
+    """Why a plain layer is as it was after the steps."""
+    reasons = filter(None, (core.why_kept(model, layer, step) for step in steps))
     return " and ".join(dict.fromkeys(reasons)) or "not selected by include and exclude"
 
 

@@ -23,7 +23,7 @@ from asr.checkpoint import Checkpoint
 from asr.data import BatchDataset
 from asr.manifest import Utterance, load_splits
 from asr.metrics import error_rates
-from compress import core, finetuning, packing
+from compress import core, distillation, finetuning, packing
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
@@ -156,7 +156,7 @@ def outputs(model: nn.Module, calibration: core.Calibration) -> Outputs:
 def distance(found: Outputs, example: Outputs) -> float:
     """Mean Kullback-Leibler divergence of a frame from the example, in nats."""
     pairs = zip(found, example, strict=True)
-    total = sum(float(finetuning.divergence(a, b, lengths)) for (a, lengths), (b, _) in pairs)
+    total = sum(float(distillation.divergence(a, b, lengths)) for (a, lengths), (b, _) in pairs)
     return total / sum(int(lengths) for _, lengths in example)
 
 

@@ -110,6 +110,13 @@ def _stage(module: ConvSubsampling, stage: int) -> Group:
 Key = tuple[str, int]  # name of the module, number of the group in it
 
 
+def around(model: nn.Module, layer: str) -> str:
+    """The name of the prunable module that a layer is part of, "" if none."""
+    parts = layer.split(".")
+    names = [".".join(parts[:n]) for n in range(1, len(parts))]
+    return next((name for name in names if type(model.get_submodule(name)) in PRUNABLE), "")
+
+
 def find_groups(model: nn.Module, include: str, exclude: str) -> dict[Key, Group]:
     """The groups of the modules whose names match; a ValueError for none and for packed layers."""
     names = [name for name, module in model.named_modules() if type(module) in PRUNABLE]

@@ -87,7 +87,7 @@ def rank(row: dict[str, Any]) -> tuple[float, float]:
     return row["wer"], row["cer"]
 
 
-def spread(utterances: Sequence[Utterance], limit: int) -> list[Utterance]:
+def every_nth(utterances: Sequence[Utterance], limit: int) -> list[Utterance]:
     """`limit` of the utterances at equal steps through their sorted ids, so of many speakers."""
     count = len(utterances)
     if not 0 < limit < count:
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     if not configs:
         raise ValueError("no weights to try; give --lm_weights and --word_bonuses")
     recognizer = load(args.model_path, args.threads, next(iter(configs.values())))
-    utterances = spread(load_dataset(args.dev_data), args.limit)
+    utterances = every_nth(load_dataset(args.dev_data), args.limit)
     rate = recognizer.info.features.sample_rate
     log_probs = [
         recognizer.waveform_log_probs(read_audio(u.audio_filepath, rate))

@@ -278,10 +278,10 @@ def test_tune_lm_spreads_a_limit_over_the_speakers():
         for speaker in (4, 2, 3, 1)
         for n in range(5)
     ]
-    some = tune_lm.spread(utterances, 8)
+    some = tune_lm.every_nth(utterances, 8)
     assert [u.speaker for u in some] == ["1", "1", "2", "2", "3", "3", "4", "4"]
     assert len({u.id for u in some}) == 8
-    assert tune_lm.spread(utterances, 0) == tune_lm.spread(utterances, 99) == utterances
+    assert tune_lm.every_nth(utterances, 0) == tune_lm.every_nth(utterances, 99) == utterances
 
 
 @pytest.mark.parametrize("flag", ["--limit", "--threads"])
