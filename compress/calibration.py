@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from asr.data import BatchDataset, drop_impossible, plain_batches
 from asr.manifest import ManifestError, Utterance, find_sources, load_splits, read_source
 from compress.core import Calibration, progress
 
+T = TypeVar("T")
 UTTERANCES = 96  # at most, drawn at random
 SECONDS = 360.0  # of audio, at most
+LONGEST = 1600  # frames of an utterance whose gradients are taken, for the memory they need
 
 
 class Moments(NamedTuple):
@@ -130,6 +132,75 @@ def input_grams(model: nn.Module, calibration: Calibration, names: list[str]) ->
     """Mean of x x' over the frames that each named Linear sees: (in, in) float32 by name."""
     moments = input_moments(model, calibration, names)
     return {name: moment.gram for name, moment in moments.items()}
+
+
+def output_gradients(
+    model: nn.Module, calibration: Calibration, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """What hangs on the outputs y of the named Linears: (out, out) float32 by name.
+
+    The sum of g g' over the frames of a layer, for each frame of the model's answer; g is the
+    gradient by y of the log probability of tokens drawn from the answer. Thus d' G d is, to second
+    order and as if frames were independent, twice the divergence from the model's answer that a
+    change d of y brings in a frame (Fisher's information; Martens & Grosse 2015, arXiv 1503.05671).
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    speech = utterances(calibration)
+    frames = 0
+    with frozen(model), record_outputs(model, names, outputs):
+        for features, length in progress(short(speech, speech), "gradients"):
+            x = features[:length].unsqueeze(0).to(device).requires_grad_()
+            log_probs = model(x).log_probs[0]  # (T', V)
+            drawn = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(device)
+            likelihood = log_probs.gather(1, drawn).sum()
+            gradients = torch.autograd.grad(likelihood, list(outputs.values()))
+            for name, gradient in zip(outputs, gradients, strict=True):
+                g = gradient.flatten(0, -2)
+                sums[name] = sums[name].addmm_(g.t(), g) if name in sums else g.t() @ g
+            frames += len(log_probs)
+            outputs.clear()
+    return {name: total.div_(frames).cpu() for name, total in sums.items()}
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter takes gradients: those of activations alone cost less."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()
+
+
+@contextmanager
+def record_outputs(
+    model: nn.Module, names: Iterable[str], outputs: dict[str, Tensor]
+) -> Iterator[None]:
+    """Inside, `outputs` takes what the named modules give, ready for gradients."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: object, output: Tensor) -> None:
+            outputs[name] = output.requires_grad_()
+
+        return keep
+
+    handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def short(items: Sequence[T], speech: Sequence[tuple[Tensor, int]]) -> list[T]:
+    """The items of utterances not too long for gradients; all of them if there are no others."""
+    kept = [item for item, (_, n) in zip(items, speech, strict=True) if n <= LONGEST]
+    return kept or list(items)
 
 
 def utterances(calibration: Calibration) -> list[tuple[Tensor, int]]:

@@ -1,10 +1,11 @@
 """Low-rank factorization: a Linear becomes two thinner ones, W about up @ down.
 
 Plain: the truncated singular value decomposition, the nearest matrix of its rank (Eckart & Young
-1936). `activation_aware`: the nearest in its outputs on calibration speech, which are projected on
-their principal components, the mean going into the bias (as in LiteASR, arXiv 2502.20583). Without
-one rank for all, the ranks of the layers are chosen together: `size_ratio` gives the largest share
-of each layer's energy that fits the file.
+1936). `activation_aware`: the nearest in what the model answers to calibration speech. An error D
+of the weights costs trace(G D C D'): C is the covariance of the layer's inputs, their mean goes
+into the bias (as in LiteASR, arXiv 2502.20583), and G says what hangs on its outputs, by gradients
+(`output_gradients`). Without one rank for all, the ranks of the layers are chosen together:
+`size_ratio` loses the least in all that fits the file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from compress import core
 from compress.allocation import allocate, file_bytes, tensor_bytes
-from compress.calibration import Moments, input_moments, need
+from compress.calibration import Moments, input_moments, need, output_gradients
 
 DAMPING = 1e-3  # share of the mean variance added to each, where speech shows too little
 MULTIPLE = 8  # of chosen ranks
@@ -38,7 +39,7 @@ class Config(core.Selection):
         default=0.0, metadata={"help": "how many times smaller the file is to be", "above": 1}
     )
     activation_aware: bool = field(
-        default=False, metadata={"help": "nearest outputs on calibration speech, not weights"}
+        default=False, metadata={"help": "nearest answers to calibration speech, not weights"}
     )
 
     def __post_init__(self) -> None:
@@ -73,16 +74,15 @@ class LowRankLinear(nn.Module):
     ) -> LowRankLinear:
         """The nearest one; by default in its weights. The two factors get equal norms."""
         components = components or principal_components(linear.weight.detach())
-        weight, basis = linear.weight.detach(), components.basis
+        up, down = components.up[:, :rank], components.down[:rank]
         layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
         with torch.no_grad():
-            rows = basis.t() @ weight  # (k, in)
             if linear.bias is not None:
-                lost = basis[:, rank:] @ (rows[rank:] @ components.mean)
+                lost = linear.weight @ components.mean - up @ (down @ components.mean)
                 layer.up.bias.copy_(linear.bias + lost)
-            scale = rows[:rank].norm(dim=1).clamp(min=1e-12).sqrt()
-            layer.down.weight.copy_(rows[:rank] / scale.unsqueeze(1))
-            layer.up.weight.copy_(basis[:, :rank] * scale)
+            scale = (up.norm(dim=0) / down.norm(dim=1).clamp(min=1e-12)).sqrt().clamp(min=1e-12)
+            layer.down.weight.copy_(down * scale.unsqueeze(1))
+            layer.up.weight.copy_(up / scale)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
@@ -94,33 +94,49 @@ class LowRankLinear(nn.Module):
 
 
 class Components(NamedTuple):
-    """Orthonormal basis (out, k) of a layer's outputs, best first, and the energy (k,) of each.
+    """A weight (out, in) as up @ down, the most important of the k = min(in, out) parts first.
 
-    `mean` (in,) of the inputs: what the bias takes over. k = min(in, out).
+    `energy` (k,) is what leaving a part out costs. `mean` (in,) of the inputs: what the bias takes
+    over.
     """
 
-    basis: Tensor
+    up: Tensor  # (out, k)
+    down: Tensor  # (k, in)
     energy: Tensor
     mean: Tensor
 
 
-def principal_components(weight: Tensor, moments: Moments | None = None) -> Components:
-    """Left singular vectors of weight (out, in), or of it times the root of the covariance.
+def principal_components(
+    weight: Tensor, inputs: Tensor | None = None, outputs: Tensor | None = None,
+    mean: Tensor | None = None,
+) -> Components:  # fmt: skip
+    """The parts that leave, for every rank, the least trace(outputs D inputs D') of the error D.
 
-    The energy left out by the first r is the squared error of the rank r approximation: of the
-    weight, or expected of the outputs.
+    `inputs` (in, in) and `outputs` (out, out) are the identity where they are not given: then these
+    are the singular vectors.
     """
-    if moments is None:
-        basis, s, _ = torch.linalg.svd(weight, full_matrices=False)
-        return Components(basis, s.square(), torch.zeros_like(weight[0]))
-    covariance = moments.covariance
-    covariance.diagonal().add_(DAMPING * covariance.diagonal().mean() + 1e-12)
-    if len(weight) <= len(covariance):
-        energy, basis = torch.linalg.eigh((weight @ covariance @ weight.t()).double())
-        return Components(basis.flip(1).float(), energy.flip(0).clamp(min=0), moments.mean)
-    root = torch.linalg.cholesky(covariance.double()).float()
-    basis, s, _ = torch.linalg.svd(weight @ root, full_matrices=False)
-    return Components(basis, s.square(), moments.mean)
+    w = weight.double()
+    right = _root(inputs, weight.shape[1])  # C = R R', G = L L': the parts of L' W R are wanted
+    left = _root(outputs, weight.shape[0])
+    middle = left.t() @ w @ right
+    if len(w) <= w.shape[1]:
+        energy, u = torch.linalg.eigh(middle @ middle.t())
+        up, down = torch.linalg.solve_triangular(left.t(), u, upper=True), u.t() @ left.t() @ w
+    else:
+        energy, v = torch.linalg.eigh(middle.t() @ middle)
+        up, down = w @ right @ v, torch.linalg.solve_triangular(right.t(), v, upper=True).t()
+    mean = torch.zeros_like(weight[0]) if mean is None else mean
+    parts = up.flip(1).float(), down.flip(0).float(), energy.flip(0).clamp(min=0).float()
+    return Components(*parts, mean)
+
+
+def _root(gram: Tensor | None, size: int) -> Tensor:
+    """The lower triangle whose product with its transpose is the damped (size, size) matrix."""
+    if gram is None:
+        return torch.eye(size, dtype=torch.float64)
+    damped = gram.double()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean() + 1e-12)
+    return torch.linalg.cholesky(damped)
 
 
 def useful_rank(linear: nn.Linear) -> int:
@@ -139,11 +155,14 @@ def apply(
     if config.rank > most:
         raise core.UnchangedError(f"rank {config.rank} makes no layer smaller: {limit}")
     moments: dict[str, Moments] = {}
+    gradients: dict[str, Tensor] = {}
     if config.activation_aware:
         calibration = need(calibration, "activation_aware")
-        moments = input_moments(model, calibration, [n for n, _ in chosen])
+        names = [name for name, _ in chosen]
+        moments = input_moments(model, calibration, names)
+        gradients = output_gradients(model, calibration, names)
     parts = {
-        name: principal_components(layer.weight.detach(), moments.pop(name, None))
+        name: components(layer, moments.pop(name, None), gradients.pop(name, None))
         for name, layer in core.progress(chosen)
     }
     ranks = choose_ranks(model, chosen, parts, config)
@@ -159,6 +178,16 @@ def apply(
     return model
 
 
+def components(linear: nn.Linear, moments: Moments | None, gradients: Tensor | None) -> Components:
+    """The parts of a layer's weight by what calibration speech says of it, if it does."""
+    weight = linear.weight.detach()
+    if moments is None:
+        return principal_components(weight)
+    if linear.bias is None:  # nothing takes over the mean
+        return principal_components(weight, moments.gram, gradients)
+    return principal_components(weight, moments.covariance, gradients, moments.mean)
+
+
 def choose_ranks(
     model: nn.Module, chosen: list[tuple[str, nn.Linear]], parts: dict[str, Components],
     config: Config,
@@ -171,6 +200,8 @@ def choose_ranks(
         kept = [np.cumsum(e) / e.sum() for e in energies]
         return [_rounded(int(np.searchsorted(k, config.energy - 1e-9)) + 1) for k in kept]
     options, sizes, losses = [], [], []
+    if not config.activation_aware:  # energies of different layers do not compare
+        energies = [e / e.sum() for e in energies]
     for (_, layer), energy in zip(chosen, energies, strict=True):
         most = useful_rank(layer)
         ranks = [r for r in range(1, most + 1) if r % MULTIPLE == 0 or most < MULTIPLE]
@@ -179,7 +210,7 @@ def choose_ranks(
         options.append([*ranks, most + 1])
         weights = [*(r * (out + inside) for r in ranks), out * inside]
         sizes.append(4.0 * np.array(weights) + [*(MAP_ENTRY for _ in ranks), 0])
-        losses.append(np.array([*(rest[r - 1] / energy.sum() for r in ranks), 0.0]))
+        losses.append(np.array([*(rest[r - 1] for r in ranks), 0.0]))
     whole = file_bytes(model)
     fixed = tensor_bytes(model) - sum(layer.weight.nbytes for _, layer in chosen)
     try:

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
 from compress import core
 from compress.allocation import tensor_bytes
-from compress.calibration import Moments, input_moments, record_inputs, utterances
+from compress.calibration import Moments, frozen, input_moments, record_inputs, short, utterances
 from compress.rounding import LARGEST
 
 PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
 STEPS = 64  # units go a 64th of those left at a time, but at least a multiple
-LONGEST = 1600  # frames of an utterance whose gradients are taken, for the memory they need
 DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
 
@@ -165,28 +164,22 @@ def taylor_importance(
     scores = {key: torch.zeros(group.units) for key, group in found.items()}
     texts = [(t, int(n)) for b in calibration.batches
              for t, n in zip(b.targets, b.target_lengths, strict=True)]  # fmt: skip
-    pairs = list(zip(utterances(calibration), texts, strict=True))
-    pairs = [pair for pair in pairs if pair[0][1] <= LONGEST] or pairs
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    speech = utterances(calibration)
+    pairs = short(list(zip(speech, texts, strict=True)), speech)
     inputs: dict[str, Tensor] = {}
-    model.requires_grad_(False)  # only gradients of activations: less to compute and to keep
-    try:
-        with record_inputs(model, keys, inputs.__setitem__):
-            for (features, length), (target, n) in core.progress(pairs, "importance"):
-                x = features[:length].unsqueeze(0).requires_grad_()
-                log_probs = model(x).log_probs.transpose(0, 1)
-                sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
-                loss = F.ctc_loss(log_probs, target[None, :n], *sizes, zero_infinity=True)
-                gradients = torch.autograd.grad(loss, list(inputs.values()))
-                for (name, read), gradient in zip(inputs.items(), gradients, strict=True):
-                    group = found[keys[name]]
-                    features_last = isinstance(model.get_submodule(name), nn.Linear)
-                    cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
-                    scores[keys[name]] += _by_unit(group, cut, read.detach() * gradient).square()
-                inputs.clear()
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_()
+    with frozen(model), record_inputs(model, keys, inputs.__setitem__):
+        for (features, length), (target, n) in core.progress(pairs, "importance"):
+            x = features[:length].unsqueeze(0).requires_grad_()
+            log_probs = model(x).log_probs.transpose(0, 1)
+            sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
+            loss = F.ctc_loss(log_probs, target[None, :n], *sizes, zero_infinity=True)
+            gradients = torch.autograd.grad(loss, list(inputs.values()))
+            for (name, read), gradient in zip(inputs.items(), gradients, strict=True):
+                group = found[keys[name]]
+                features_last = isinstance(model.get_submodule(name), nn.Linear)
+                cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
+                scores[keys[name]] += _by_unit(group, cut, read.detach() * gradient).square()
+            inputs.clear()
     return scores
 
 

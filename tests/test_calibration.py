@@ -12,6 +12,7 @@ from asr.manifest import ManifestError
 from asr.model import ConformerCTC
 from asr.tokenizer import Tokenizer
 from compress import calibration
+from compress.distillation import divergence
 from tests.corpus import write_corpus
 
 
@@ -96,3 +97,41 @@ def test_hooks_are_gone_afterwards():
         model(torch.zeros(4, 2))
     model(torch.zeros(4, 2))
     assert seen == [("1", (4, 3))]
+
+
+def test_output_gradients_foretell_the_divergence(checkpoint):
+    """Noise on a layer's output brings the divergence that they say, within sampling error."""
+    model = checkpoint.model
+    with torch.no_grad():
+        model.head.weight.mul_(5)  # an answer less flat than that of random weights
+    speech = calibration.load(checkpoint)
+    names = ["blocks.0.ff1.down", "blocks.0.attn.position", "head"]
+    grams = calibration.output_gradients(model, speech, names)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+    for name in names:
+        layer, small = model.get_submodule(name), 0.05 / float(torch.trace(grams[name])) ** 0.5
+
+        def noise(module, args, output, small=small):
+            return output + small * torch.randn_like(output)
+
+        divergences, frames = 0.0, 0
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for features, length in calibration.utterances(speech) * 3:
+                x = features[:length].unsqueeze(0)
+                example = model(x).log_probs
+                handle = layer.register_forward_hook(noise)
+                log_probs = model(x).log_probs
+                handle.remove()
+                lengths = torch.tensor([example.shape[1]])
+                divergences += float(divergence(log_probs, example, lengths))
+                frames += example.shape[1]
+        expected = small**2 * float(torch.trace(grams[name])) / 2
+        assert divergences / frames == pytest.approx(expected, rel=0.3), name
+
+
+def test_gradients_of_long_utterances_are_left_out(checkpoint):
+    speech = [(torch.zeros(2000, 80), n) for n in (2000, 50, 1600)]
+    assert calibration.short("abc", speech) == ["b", "c"]
+    assert calibration.short("a", speech[:1]) == ["a"]

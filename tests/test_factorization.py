@@ -72,6 +72,33 @@ def test_full_rank_is_the_same_layer():
     assert LowRankLinear.from_linear(nn.Linear(24, 40, bias=False), 3).up.bias is None
 
 
+def random_gram(size):
+    root = torch.randn(size, size) @ torch.diag(torch.logspace(0, -1, size))
+    return root @ root.t()
+
+
+def root(gram):
+    values, vectors = np.linalg.eigh(gram.double().numpy())
+    return (vectors * np.sqrt(values)) @ vectors.T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
+def test_weighted_error_is_the_least_there_is(shape, monkeypatch):
+    """NumPy: by Eckart and Young, of the weight between symmetric roots of both matrices."""
+    monkeypatch.setattr(factorization, "DAMPING", 0.0)
+    torch.manual_seed(0)
+    linear, g, c = nn.Linear(shape[1], shape[0]), random_gram(shape[0]), random_gram(shape[1])
+    parts = factorization.principal_components(linear.weight, c, g)
+    s = np.linalg.svd(root(g) @ linear.weight.numpy() @ root(c), compute_uv=False)
+    for rank in (1, 4, 11):
+        layer = LowRankLinear.from_linear(linear, rank, parts)
+        d = linear.weight - layer.up.weight @ layer.down.weight
+        error = float(torch.trace(g @ d @ c @ d.t()))
+        assert error == pytest.approx((s[rank:] ** 2).sum(), rel=1e-3)
+        assert error == pytest.approx(float(parts.energy[rank:].sum()), rel=1e-3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 def test_activation_aware_has_the_least_output_error(shape):
@@ -83,7 +110,7 @@ def test_activation_aware_has_the_least_output_error(shape):
     weight = linear.weight.detach().numpy().astype(np.float64)
     x = torch.from_numpy(inputs.astype(np.float32))
     moments = input_moments(Host(linear), Calibration([batch_of(x)]), ["linear"])["linear"]
-    parts = factorization.principal_components(linear.weight.detach(), moments)
+    parts = factorization.components(linear, moments, None)
     for rank in (1, 4, 11):
         layer = LowRankLinear.from_linear(linear, rank, parts)
         error = float((layer(x) - linear(x)).square().sum(1).mean())
