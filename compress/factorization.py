@@ -134,7 +134,7 @@ def _root(gram: Tensor | None, size: int) -> Tensor:
     """The lower triangle whose product with its transpose is the damped (size, size) matrix."""
     if gram is None:
         return torch.eye(size, dtype=torch.float64)
-    damped = gram.double()
+    damped = gram.to(torch.float64, copy=True)
     damped.diagonal().add_(DAMPING * damped.diagonal().mean() + 1e-12)
     return torch.linalg.cholesky(damped)
 
