@@ -4,9 +4,11 @@ Each test of the scorer runs with kenlm where it is installed, and always with a
 """
 
 import gzip
+import itertools
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from asr.language_model import WordModel, load_decoder, read_vocabulary
 from asr.manifest import Utterance
 from asr.ngram import estimate, write_arpa
 from asr.transcribe import main as transcribe
-from scripts import tune_lm
+from scripts import check_pyctcdecode, tune_lm
 from tests import arpa
 from tests.corpus import tone_waveform, write_corpus
 
@@ -320,3 +322,34 @@ def test_commands_explain_mistakes(tiny_checkpoint, tmp_path, capsys, flags, mes
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_check_pyctcdecode_compares_both(tiny_checkpoint, letters, tmp_path, monkeypatch, stand_in):
+    """With a stand-in for the package: it decodes greedily and keeps what it was given."""
+    given = {}
+
+    class Decoder:
+        def decode(self, log_probs, beam_width):
+            given["beam_width"] = beam_width
+            ids = [i for i, _ in itertools.groupby(log_probs.argmax(axis=1))]
+            return "".join(given["labels"][i] for i in ids)
+
+    def build(labels, **options):
+        given.update(options, labels=labels)
+        return Decoder()
+
+    stand = SimpleNamespace(build_ctcdecoder=build)
+    monkeypatch.setitem(sys.modules, "pyctcdecode", stand)
+    monkeypatch.setattr(check_pyctcdecode, "version", lambda name: f"{name} 0")
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    out = tmp_path / "result.json"
+    flags = ["--model_path", tiny_checkpoint, "--lm", letters, "--dev_data", data]
+    flags += ["--lm_weight", "0.3", "--word_bonus", "0.2", "--beam_size", "5"]
+    check_pyctcdecode.main([*map(str, flags), "--output_file", str(out)])
+    tokens = asr.load(tiny_checkpoint, 1).info.tokens
+    assert given["labels"] == ["", *(" " if t == "▁" else t for t in tokens[1:])]
+    assert (given["alpha"], given["beta"], given["beam_width"]) == (0.3, 0.2, 5)
+    result = json.loads(out.read_text())
+    assert result["wer"].keys() == result["seconds"].keys() == {"ours", "pyctcdecode"}
+    assert 0 <= result["identical"] <= 1
+    assert str(tmp_path) not in out.read_text()
