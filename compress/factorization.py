@@ -134,9 +134,14 @@ def _root(gram: Tensor | None, size: int) -> Tensor:
     """The lower triangle whose product with its transpose is the damped (size, size) matrix."""
     if gram is None:
         return torch.eye(size, dtype=torch.float64)
-    damped = gram.to(torch.float64, copy=True)
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean() + 1e-12)
-    return torch.linalg.cholesky(damped)
+    gram = gram.double()
+    damping = DAMPING * float(gram.diagonal().mean()) + 1e-12
+    lower, failed = torch.linalg.cholesky_ex(gram + damping * torch.eye(size, dtype=torch.float64))
+    if failed:  # rounding has left it indefinite
+        values, vectors = torch.linalg.eigh(gram)
+        root = vectors * values.clamp(min=damping).sqrt()
+        lower = torch.linalg.qr(root.t()).R.t()
+    return lower
 
 
 def useful_rank(linear: nn.Linear) -> int:

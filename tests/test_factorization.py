@@ -99,6 +99,15 @@ def test_weighted_error_is_the_least_there_is(shape, monkeypatch):
         assert error == pytest.approx(float(parts.energy[rank:].sum()), rel=1e-3)
 
 
+def test_a_gram_that_rounding_left_indefinite_keeps_its_large_part():
+    vectors = torch.linalg.qr(torch.randn(4, 4)).Q.double()
+    values = torch.tensor([100.0, 2.0, 1.0, -0.5]).double()
+    lower = factorization._root(vectors * values @ vectors.t(), 4)
+    values[3] = factorization.DAMPING * values.mean()
+    torch.testing.assert_close(lower @ lower.t(), vectors * values @ vectors.t())
+    assert torch.equal(lower, lower.tril())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 def test_activation_aware_has_the_least_output_error(shape):
