@@ -34,7 +34,7 @@ flags() { # the settings of a row
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
             --importance taylor "$(tuned 15)" ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
-            "$(tuned 30 --fine_tune_learning_rate 6e-4)" ;;
+            "$(tuned 20 --fine_tune_learning_rate 6e-4)" ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
         clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 \
             --activation_aware "$(tuned 5)" ;;
