@@ -233,6 +233,7 @@ class FineTuner(Trainer):
         """The averaged weights with new statistics in BatchNorm."""
         self.keep_zeros()
         if self.options.hint_weight:
+            self.blocks.remove()
             self.examples.remove()
         model = self.average.model
         refresh_batch_norm(model, self.refreshing_batches())

@@ -7,7 +7,7 @@ pyctcdecode needs NumPy below 2, so give it an environment of its own:
 
 Both searches get the same outputs, language model, weights and beam. They differ by design in what
 an unknown word costs (pyctcdecode: once for the word, ours: for every letter), in the sum over a
-text's alignments, and in what they prune. The exit code is 1 if our WER is a point higher or more.
+text's alignments, and in what they prune. The exit code is 1 if our WER is over a point higher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from asr.audio import read_audio
 from asr.beam import BeamConfig
 from asr.cli import guarded, number
-from asr.evaluation import read_test_data, write_json
+from asr.evaluation import check_writable, read_test_data, write_json
 from asr.machine import command_line, commit, describe_machine, portable_path
 from asr.metrics import error_rates
 from asr.recognizer import load
@@ -57,8 +57,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Compares, prints, writes; 1 if ours is behind."""
-    from pyctcdecode import build_ctcdecoder
-
+    try:
+        from pyctcdecode import build_ctcdecoder
+    except ImportError:
+        raise ValueError("pyctcdecode is not installed; the script's head says how") from None
+    if args.output_file:
+        check_writable(args.output_file)
     config = BeamConfig(
         beam_size=args.beam_size, lm=args.lm, lm_weight=args.lm_weight, word_bonus=args.word_bonus
     )

@@ -147,13 +147,18 @@ def test_structured_pruning_resumes_with_its_shapes(checkpoint, tmp_path, monkey
     assert same(whole.model, again.model)
 
 
-def test_distillation_brings_the_model_to_its_teacher(checkpoint):
-    """Nothing but the teacher counts: a perturbed copy comes closer to it."""
+def leave_teacher(checkpoint):
+    """Perturbs the checkpoint's model; returns a copy of it as it was, and all the speech."""
     teacher = copy.deepcopy(checkpoint.model)
     with torch.no_grad():
         for p in checkpoint.model.parameters():
             p += 0.1 * torch.randn_like(p)
-    batch = calibration.load(checkpoint, batch_size=100).batches[0]
+    return teacher, calibration.load(checkpoint, batch_size=100).batches[0]
+
+
+def test_distillation_brings_the_model_to_its_teacher(checkpoint):
+    """Nothing but the teacher counts: a perturbed copy comes closer to it."""
+    teacher, batch = leave_teacher(checkpoint)
 
     @torch.no_grad()
     def distance(model):
@@ -175,11 +180,7 @@ def test_divergence_is_that_of_the_definition():
 
 
 def test_hints_bring_the_blocks_to_those_of_the_teacher(checkpoint):
-    teacher = copy.deepcopy(checkpoint.model)
-    with torch.no_grad():
-        for p in checkpoint.model.parameters():
-            p += 0.1 * torch.randn_like(p)
-    batch = calibration.load(checkpoint, batch_size=100).batches[0]
+    teacher, batch = leave_teacher(checkpoint)
 
     @torch.no_grad()
     def distance(model):
