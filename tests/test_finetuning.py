@@ -1,6 +1,7 @@
 """Fine-tuning: zeros stay, it resumes to the bit, it learns from the teacher, it needs data."""
 
 import copy
+import json
 import os
 import signal
 
@@ -10,10 +11,13 @@ from torch import nn
 
 from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.config import ModelConfig
+from asr.data import BatchDataset
+from asr.loss import ctc_loss
 from asr.model import ConformerCTC
 from asr.tokenizer import Tokenizer
 from compress import calibration, core, distillation, finetuning, pruning, structured
 from compress.finetuning import Options
+from scripts import held_out
 from tests.corpus import write_corpus
 
 TRAINED = {
@@ -329,3 +333,32 @@ def test_every_method_can_be_fine_tuned(checkpoint, tmp_path):
         again = load_checkpoint(path).model
         x = torch.randn(1, 80, 80)
         assert torch.equal(again(x).log_probs, result.model(x).log_probs)
+
+
+def test_held_out_measures_against_the_first_model(checkpoint, corpus, tmp_path, capsys):
+    other = copy.deepcopy(checkpoint)
+    leave_teacher(other)
+    for name, one in (("a.pt", checkpoint), ("b.pt", other)):
+        save_checkpoint(tmp_path / name, one)
+    out = tmp_path / "r.json"
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt")]
+    flags = ["--model_path", *paths, "--data", str(corpus), "--output_file", str(out)]
+    assert held_out.main(flags) == 0
+    first, second = json.loads(out.read_text())["results"]
+    assert first["divergence"] == 0 < second["divergence"]
+    batch = dev_batch(checkpoint, corpus)
+    with torch.no_grad():
+        output = checkpoint.model(batch.features, batch.feature_lengths)
+    loss = float(ctc_loss(output, batch, 4, 0.0)) / int(batch.target_lengths.sum())
+    assert first["ctc_loss"] == pytest.approx(loss, abs=1e-4)
+    checkpoint.tokenizer = Tokenizer.characters("abd")
+    save_checkpoint(tmp_path / "b.pt", checkpoint)
+    assert held_out.main(flags) == 2
+    assert "other tokens" in capsys.readouterr().err
+
+
+def dev_batch(checkpoint, corpus):
+    """All held-out utterances of the corpus in one padded batch."""
+    found = calibration.speech(str(corpus), "dev")
+    dataset = BatchDataset(found, checkpoint.tokenizer, checkpoint.features)
+    return dataset[0, False, tuple(range(len(found)))]

@@ -355,9 +355,7 @@ def test_check_pyctcdecode_compares_both(tiny_checkpoint, letters, tmp_path, mon
     assert str(tmp_path) not in out.read_text()
 
 
-def test_check_pyctcdecode_without_the_package_says_so(
-    tiny_checkpoint, letters, monkeypatch, capsys
-):
+def test_check_pyctcdecode_names_a_missing_package(tiny_checkpoint, letters, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyctcdecode", None)
     flags = ["--model_path", str(tiny_checkpoint), "--lm", str(letters), "--dev_data", "x"]
     assert check_pyctcdecode.main(flags) == 2
