@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,9 @@ T = TypeVar("T")
 UTTERANCES = 96  # at most, drawn at random
 SECONDS = 360.0  # of audio, at most
 LONGEST = 1600  # frames of an utterance whose gradients are taken, for the memory they need
+FIRST = 800  # frames of an utterance that `output_gradients` takes: it needs no whole text
+Maps = Mapping[str, Tensor]
+NO_MAPS: Maps = MappingProxyType({})
 
 
 class Moments(NamedTuple):
@@ -102,9 +106,12 @@ def record_inputs(
 
 
 def input_moments(
-    model: nn.Module, calibration: Calibration, names: Iterable[str]
+    model: nn.Module, calibration: Calibration, names: Iterable[str], maps: Maps = NO_MAPS
 ) -> dict[str, Moments]:
-    """Moments of the inputs of the named Linears, by name; padding is never counted."""
+    """Moments of the inputs of the named Linears, by name; padding is never counted.
+
+    `maps`: matrices (in, k) for some; there the moments are of x @ map (k,).
+    """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     grams: dict[str, Tensor] = {}
@@ -112,6 +119,7 @@ def input_moments(
 
     def see(name: str, x: Tensor) -> None:
         x = x.flatten(0, -2).float()
+        x = x @ maps[name] if name in maps else x
         if name not in sums:
             sums[name], grams[name], frames[name] = x.sum(0), x.t() @ x, len(x)
         else:
@@ -135,7 +143,7 @@ def input_grams(model: nn.Module, calibration: Calibration, names: list[str]) ->
 
 
 def output_gradients(
-    model: nn.Module, calibration: Calibration, names: Sequence[str]
+    model: nn.Module, calibration: Calibration, names: Sequence[str], maps: Maps = NO_MAPS
 ) -> dict[str, Tensor]:
     """What hangs on the outputs y of the named Linears: (out, out) float32 by name.
 
@@ -143,22 +151,24 @@ def output_gradients(
     gradient by y of the log probability of tokens drawn from the answer. Thus d' G d is, to second
     order and as if frames were independent, twice the divergence from the model's answer that a
     change d of y brings in a frame (Fisher's information; Martens & Grosse 2015, arXiv 1503.05671).
+    Of long utterances the first frames alone are seen. `maps`: matrices (out, k) for some; there it
+    is the sum for g @ map: (k, k).
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
-    speech = utterances(calibration)
     frames = 0
     with frozen(model), record_outputs(model, names, outputs):
-        for features, length in progress(short(speech, speech), "gradients"):
-            x = features[:length].unsqueeze(0).to(device).requires_grad_()
+        for features, length in progress(utterances(calibration), "gradients"):
+            x = features[: min(length, FIRST)].unsqueeze(0).to(device).requires_grad_()
             log_probs = model(x).log_probs[0]  # (T', V)
             drawn = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(device)
             likelihood = log_probs.gather(1, drawn).sum()
             gradients = torch.autograd.grad(likelihood, list(outputs.values()))
             for name, gradient in zip(outputs, gradients, strict=True):
                 g = gradient.flatten(0, -2)
+                g = g @ maps[name] if name in maps else g
                 sums[name] = sums[name].addmm_(g.t(), g) if name in sums else g.t() @ g
             frames += len(log_probs)
             outputs.clear()

@@ -78,7 +78,7 @@ class LowRankLinear(nn.Module):
         layer = cls(linear.in_features, linear.out_features, rank, linear.bias is not None)
         with torch.no_grad():
             if linear.bias is not None:
-                lost = linear.weight @ components.mean - up @ (down @ components.mean)
+                lost = components.up[:, rank:] @ components.mean[rank:]
                 layer.up.bias.copy_(linear.bias + lost)
             scale = (up.norm(dim=0) / down.norm(dim=1).clamp(min=1e-12)).sqrt().clamp(min=1e-12)
             layer.down.weight.copy_(down * scale.unsqueeze(1))
@@ -96,8 +96,8 @@ class LowRankLinear(nn.Module):
 class Components(NamedTuple):
     """A weight (out, in) as up @ down, the most important of the k = min(in, out) parts first.
 
-    `energy` (k,) is what leaving a part out costs. `mean` (in,) of the inputs: what the bias takes
-    over.
+    `energy` (k,) is what leaving a part out costs. `mean` (k,) of what the parts take from the
+    inputs, down @ x: the bias takes it over for those that are left out.
     """
 
     up: Tensor  # (out, k)
@@ -110,24 +110,26 @@ def principal_components(
     weight: Tensor, inputs: Tensor | None = None, outputs: Tensor | None = None,
     mean: Tensor | None = None,
 ) -> Components:  # fmt: skip
-    """The parts that leave, for every rank, the least trace(outputs D inputs D') of the error D.
+    """The parts that leave, for every rank, the least trace(G D C D') of the error D.
 
-    `inputs` (in, in) and `outputs` (out, out) are the identity where they are not given: then these
-    are the singular vectors.
+    Both are given on the thin side of the weight, (k, k), which is all they are needed for:
+    `inputs` is C, or W C W' where outputs are fewer than inputs; `outputs` is W' G W, or G there.
+    `mean` (k,) is that of the inputs, or W times it. Without them C and G are the identity: then
+    these are the singular vectors.
     """
-    w = weight.double()
-    right = _root(inputs, weight.shape[1])  # C = R R', G = L L': the parts of L' W R are wanted
-    left = _root(outputs, weight.shape[0])
-    middle = left.t() @ w @ right
-    if len(w) <= w.shape[1]:
-        energy, u = torch.linalg.eigh(middle @ middle.t())
-        up, down = torch.linalg.solve_triangular(left.t(), u, upper=True), u.t() @ left.t() @ w
-    else:
-        energy, v = torch.linalg.eigh(middle.t() @ middle)
-        up, down = w @ right @ v, torch.linalg.solve_triangular(right.t(), v, upper=True).t()
-    mean = torch.zeros_like(weight[0]) if mean is None else mean
-    parts = up.flip(1).float(), down.flip(0).float(), energy.flip(0).clamp(min=0).float()
-    return Components(*parts, mean)
+    wide = len(weight) > weight.shape[1]
+    w = weight.double().t() if wide else weight.double()  # (k, n)
+    metric, spread = (inputs, outputs) if wide else (outputs, inputs)
+    root = _root(metric, len(w))  # metric = R R'
+    spread = w @ w.t() if spread is None else spread.double()
+    energy, vectors = torch.linalg.eigh(root.t() @ spread @ root)
+    first = torch.linalg.solve_triangular(root.t(), vectors, upper=True)  # (k, k)
+    second = vectors.t() @ root.t()  # (k, k): its inverse
+    up, down = ((second @ w).t(), first.t()) if wide else (first, second @ w)
+    mean = torch.zeros(len(w)) if mean is None else mean
+    taken = (first.t() if wide else second) @ mean.double()
+    parts = up.flip(1), down.flip(0), energy.flip(0).clamp(min=0), taken.flip(0)
+    return Components(*(part.float() for part in parts))
 
 
 def _root(gram: Tensor | None, size: int) -> Tensor:
@@ -164,8 +166,11 @@ def apply(
     if config.activation_aware:
         calibration = need(calibration, "activation_aware")
         names = [name for name, _ in chosen]
-        moments = input_moments(model, calibration, names)
-        gradients = output_gradients(model, calibration, names)
+        weights = {name: layer.weight.detach() for name, layer in chosen}
+        wide = {name: w for name, w in weights.items() if len(w) > w.shape[1]}
+        thin = {name: w.t() for name, w in weights.items() if name not in wide}
+        moments = input_moments(model, calibration, names, maps=thin)
+        gradients = output_gradients(model, calibration, names, maps=wide)
     parts = {
         name: components(layer, moments.pop(name, None), gradients.pop(name, None))
         for name, layer in core.progress(chosen)

@@ -131,6 +131,21 @@ def test_output_gradients_foretell_the_divergence(checkpoint):
         assert divergences / frames == pytest.approx(expected, rel=0.3), name
 
 
+def test_statistics_seen_through_a_matrix(checkpoint, monkeypatch):
+    """Those of x @ map and of g @ map, without ever holding the larger ones."""
+    monkeypatch.setattr(calibration, "FIRST", 60)  # long utterances are cut
+    speech, names = calibration.load(checkpoint), ["blocks.0.ff1.down"]
+    model = checkpoint.model
+    weight = model.get_submodule(names[0]).weight.detach()
+    whole = calibration.input_moments(model, speech, names)[names[0]]
+    seen = calibration.input_moments(model, speech, names, {names[0]: weight.t()})[names[0]]
+    torch.testing.assert_close(seen.mean, weight @ whole.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen.gram, weight @ whole.gram @ weight.t(), atol=1e-5, rtol=1e-4)
+    gram = calibration.output_gradients(model, speech, names)[names[0]]
+    seen_gram = calibration.output_gradients(model, speech, names, {names[0]: weight})[names[0]]
+    torch.testing.assert_close(seen_gram, weight.t() @ gram @ weight, atol=1e-5, rtol=1e-4)
+
+
 def test_gradients_of_long_utterances_are_left_out(checkpoint):
     speech = [(torch.zeros(2000, 80), n) for n in (2000, 50, 1600)]
     assert calibration.short("abc", speech) == ["b", "c"]

@@ -89,12 +89,14 @@ def test_weighted_error_is_the_least_there_is(shape, monkeypatch):
     monkeypatch.setattr(factorization, "DAMPING", 0.0)
     torch.manual_seed(0)
     linear, g, c = nn.Linear(shape[1], shape[0]), random_gram(shape[0]), random_gram(shape[1])
-    parts = factorization.principal_components(linear.weight, c, g)
+    w, g, c = linear.weight.double(), g.double(), c.double()
+    thin = (c, w.t() @ g @ w) if shape[0] > shape[1] else (w @ c @ w.t(), g)
+    parts = factorization.principal_components(linear.weight, *thin)
     s = np.linalg.svd(root(g) @ linear.weight.numpy() @ root(c), compute_uv=False)
     for rank in (1, 4, 11):
         layer = LowRankLinear.from_linear(linear, rank, parts)
         d = linear.weight - layer.up.weight @ layer.down.weight
-        error = float(torch.trace(g @ d @ c @ d.t()))
+        error = float(torch.trace(g @ d.double() @ c @ d.double().t()))
         assert error == pytest.approx((s[rank:] ** 2).sum(), rel=1e-3)
         assert error == pytest.approx(float(parts.energy[rank:].sum()), rel=1e-3)
 
@@ -118,8 +120,9 @@ def test_activation_aware_has_the_least_output_error(shape):
     linear = nn.Linear(inside, out)
     weight = linear.weight.detach().numpy().astype(np.float64)
     x = torch.from_numpy(inputs.astype(np.float32))
-    moments = input_moments(Host(linear), Calibration([batch_of(x)]), ["linear"])["linear"]
-    parts = factorization.components(linear, moments, None)
+    maps = {} if out > inside else {"linear": linear.weight.t()}
+    moments = input_moments(Host(linear), Calibration([batch_of(x)]), ["linear"], maps)
+    parts = factorization.components(linear, moments["linear"], None)
     for rank in (1, 4, 11):
         layer = LowRankLinear.from_linear(linear, rank, parts)
         error = float((layer(x) - linear(x)).square().sum(1).mean())
