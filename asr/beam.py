@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 class BeamConfig:
     """Options of the search; thresholds are natural logarithms."""
 
-    beam_size: int = field(default=32, metadata={"help": "hypotheses kept in a frame"})
+    beam_size: int = field(default=100, metadata={"help": "hypotheses kept in a frame"})
     lm: str = field(
         default="", metadata={"help": "word n-gram model, .arpa or kenlm's", "metavar": "FILE"}
     )
@@ -43,7 +43,7 @@ class BeamConfig:
         default=8.0, metadata={"help": "tokens this far below a frame's best are not tried"}
     )
     beam_threshold: float = field(
-        default=16.0, metadata={"help": "hypotheses this far below the best are dropped"}
+        default=12.0, metadata={"help": "hypotheses this far below the best are dropped"}
     )
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class BeamConfig:
 
 
 class WordScorer(Protocol):
-    """A language model over words; states are opaque and may be shared."""
+    """A language model over words; states are hashable, and equal where the future is the same."""
 
     def start(self) -> Any:
         """The state before the first word."""
@@ -144,6 +144,8 @@ class BeamSearch:
             np.concatenate([blank[old], np.full(len(added), -np.inf)]),
             np.concatenate([token[old], new[row, at]]),
         )
+        if self._scorer is not None:
+            beam.recombine()
 
     def _best(self, scores: Floats) -> npt.NDArray[np.intp]:
         """Indices of the scores that stay, in order of the indices."""
@@ -181,6 +183,7 @@ class BeamSearch:
                     child.word, child.words = text[len(SPACE) :], parent.words + score
                 ahead = self._scorer.ahead(child.word) if child.word else 0.0
                 child.rank = child.words + ahead
+                child.future = hash((child.state, child.word, token))
         return child
 
     def _finish(self, beam: _Beam) -> list[Hypothesis]:
@@ -199,10 +202,11 @@ class _Prefix:
     """A prefix of tokens as a leaf of a tree that grows towards the root.
 
     `words` is the score of the closed words, `rank` that with what `word`, the unfinished one,
-    promises; `state` is the language model's before `word`.
+    promises; `state` is the language model's before `word`. `future` stands for all that what
+    comes next depends on.
     """
 
-    __slots__ = ("closing", "parent", "rank", "state", "token", "word", "words")
+    __slots__ = ("closing", "future", "parent", "rank", "state", "token", "word", "words")
 
     def __init__(self, parent: _Prefix | None, token: int, state: Any) -> None:
         self.parent = parent
@@ -211,6 +215,7 @@ class _Prefix:
         self.word = ""
         self.words = 0.0
         self.rank = 0.0
+        self.future = 0
         self.closing: tuple[float, Any] | None = None
 
     def ids(self) -> list[int]:
@@ -244,6 +249,20 @@ class _Beam:
         self.parent = np.array([place.get(p.parent, -1) for p in prefixes])
         if len(self.known) > self._limit:
             self._forget()
+
+    def recombine(self) -> None:
+        """Drops each hypothesis whose future is that of a better one: it can hardly win any more.
+
+        Hardly, as the better one may end in a blank less surely. Without this a beam fills with
+        texts that differ in a word long past.
+        """
+        futures = np.array([p.future for p in self.prefixes])
+        order = np.argsort(-(np.logaddexp(self.blank, self.token) + self.rank), kind="stable")
+        _, first = np.unique(futures[order], return_index=True)
+        if len(first) < len(order):
+            kept = np.sort(order[first])
+            prefixes = [self.prefixes[i] for i in kept.tolist()]
+            self.replace(prefixes, self.blank[kept], self.token[kept])
 
     def _forget(self) -> None:
         """Lets go of all prefixes but the hypotheses and what they begin with."""

@@ -111,7 +111,8 @@ def test_a_full_beam_sums_all_paths(frames, seed, tokens):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("tokens", [CHARACTERS, PIECES])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_full_beam_adds_the_words_of_a_language_model(seed, tokens, ahead):
+def test_a_full_beam_adds_the_words_of_a_language_model(seed, tokens, ahead, monkeypatch):
+    monkeypatch.setattr(beam._Beam, "recombine", lambda self: None)
     log_probs = random_log_probs(np.random.default_rng(seed), 5, len(tokens))
     scorer = Bigrams(TABLE, ahead)
     found = BeamSearch(tokens, BeamConfig(**EVERYTHING), scorer).search(log_probs)
@@ -121,6 +122,25 @@ def test_a_full_beam_adds_the_words_of_a_language_model(seed, tokens, ahead):
     }
     assert {tuple(h.ids): h.score for h in found} == pytest.approx(expected, abs=1e-6)
     assert tuple(found[0].ids) == max(expected, key=expected.__getitem__)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tokens", [CHARACTERS, PIECES])
+def test_texts_with_one_future_are_recombined_to_the_best(seed, tokens, monkeypatch):
+    """A full beam finds the same best text, and of all with its last word and state only that."""
+    log_probs = random_log_probs(np.random.default_rng(seed), 6, len(tokens))
+    search = BeamSearch(tokens, BeamConfig(**EVERYTHING), Bigrams(TABLE))
+    found = search.search(log_probs)
+    monkeypatch.setattr(beam._Beam, "recombine", lambda self: None)
+    everything = search.search(log_probs)
+    assert len(found) < len(everything) / 2
+    assert found[0].ids == everything[0].ids
+    futures = set()
+    for h in found:
+        before, _, word = "".join(tokens[i] for i in h.ids).rpartition("▁")
+        state = ["<s>", *before.replace("▁", " ").split()][-1]
+        futures.add((state, word, *h.ids[-1:]))
+    assert len(futures) == len(found)
 
 
 def test_a_token_comes_twice_only_over_a_blank():
