@@ -27,7 +27,7 @@ from asr.decoding import greedy_decode
 from asr.manifest import write_atomically
 from asr.model import ConformerCTC, ConvModule
 from asr.onnx_graph import build_graph, stored_bytes
-from asr.onnx_layers import Int8Conv2d, Int8Linear, NBitsLinear
+from asr.onnx_layers import Int8Conv2d, Int8Linear
 from asr.recognizer import METADATA_KEY, METADATA_VERSION, OnnxBackend, Recognizer, count_weights
 
 SHAPES = ((2, 201), (1, 1000), (3, 77), (1, 1))  # B, T of the parity check
@@ -141,9 +141,7 @@ def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
 
 def has_integers(model: nn.Module) -> bool:
     """Whether activations are quantised, so that the file is only close to the model."""
-    return any(
-        isinstance(module, Int8Linear | Int8Conv2d | NBitsLinear) for module in model.modules()
-    )
+    return any(isinstance(module, Int8Linear | Int8Conv2d) for module in model.modules())
 
 
 def check_size(path: Path, model: ConformerCTC) -> None:

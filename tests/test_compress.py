@@ -190,13 +190,14 @@ def test_every_packed_layer_in_one_onnx_file(tmp_path):
 
 
 def test_what_computes_in_float_is_equal_in_onnx(tmp_path):
-    """Every method again, but for int8 and int4, which round activations."""
+    """Every method again, but for int8, which rounds activations."""
     steps = [
         make_step("pruning", {"pruning_type": "structured", "sparsity": 0.5}),
         make_step("pruning", {"sparsity": 0.5}),
         make_step("factorization", {"rank": 8, "include": "*.ff1.up"}),
         make_step("clustering", {"num_clusters": 16, "include": "*.ff1.up.*,subsampling.*"}),
         make_step("quantization", {"precision": "ternary", "include": "*.ff2.*"}),
+        make_step("quantization", {"precision": "int4", "include": "*.query"}),
         make_step("quantization", {"precision": "fp16"}),
     ]
     result = core.run(tiny(), steps)
