@@ -143,8 +143,9 @@ def input_grams(model: nn.Module, calibration: Calibration, names: list[str]) ->
 
 
 def output_gradients(
-    model: nn.Module, calibration: Calibration, names: Sequence[str], maps: Maps = NO_MAPS
-) -> dict[str, Tensor]:
+    model: nn.Module, calibration: Calibration, names: Sequence[str], maps: Maps = NO_MAPS,
+    diagonal: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
     """What hangs on the outputs y of the named Linears: (out, out) float32 by name.
 
     The sum of g g' over the frames of a layer, for each frame of the model's answer; g is the
@@ -152,7 +153,7 @@ def output_gradients(
     order and as if frames were independent, twice the divergence from the model's answer that a
     change d of y brings in a frame (Fisher's information; Martens & Grosse 2015, arXiv 1503.05671).
     Of long utterances the first frames alone are seen. `maps`: matrices (out, k) for some; there it
-    is the sum for g @ map: (k, k).
+    is the sum for g @ map: (k, k). With `diagonal` it is the diagonal alone, (out,).
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -169,7 +170,8 @@ def output_gradients(
             for name, gradient in zip(outputs, gradients, strict=True):
                 g = gradient.flatten(0, -2)
                 g = g @ maps[name] if name in maps else g
-                sums[name] = sums[name].addmm_(g.t(), g) if name in sums else g.t() @ g
+                part = g.square().sum(0) if diagonal else g.t() @ g
+                sums[name] = sums[name].add_(part) if name in sums else part
             frames += len(log_probs)
             outputs.clear()
     return {name: total.div_(frames).cpu() for name, total in sums.items()}

@@ -1,8 +1,9 @@
 """Pruning: weights become zero, or whole channels and heads disappear.
 
-- unstructured: the weights of least magnitude of Linears and convolutions become zero. In memory
-  the layers stay what they are; files store a bit mask and the rest (`compress.packing`). With
-  fine-tuning the share of zeros grows along a cubic schedule (Zhu & Gupta 2017, arXiv 1710.01878).
+- unstructured: the weights of least magnitude of Linears and convolutions become zero, or those of
+  Linears that speech misses least (`compress.saliency`). In memory the layers stay what they are;
+  files store a bit mask and the rest (`compress.packing`). With fine-tuning the share of zeros by
+  magnitude grows along a cubic schedule (Zhu & Gupta 2017, arXiv 1710.01878).
 - structured: modules become smaller (`compress.structured`), with nothing left of what was removed.
 """
 
@@ -15,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from compress import core, structured
+from compress import core, saliency, structured
 from compress.allocation import file_bytes, tensor_bytes
 from compress.calibration import need
 
@@ -49,8 +50,9 @@ class Config(core.Selection):
     importance: str = field(
         default="norm",
         metadata={
-            "help": "structured: which layers lose most (without refit: which units), by the norm "
-            "of the weights or by what removal does to the loss on calibration speech",
+            "help": "what goes first: by the norm of the weights or by what removal does on "
+            "calibration speech, where the weights left make up for it (structured with refit: how "
+            "the share is divided between layers)",
             "choices": IMPORTANCES,
         },
     )
@@ -64,7 +66,7 @@ class Config(core.Selection):
     schedule: str = field(
         default="gradual",
         metadata={
-            "help": "unstructured with fine-tuning: more and more zeros, or all before it",
+            "help": "unstructured by norm, with fine-tuning: more and more zeros, or all before it",
             "choices": SCHEDULES,
         },
     )
@@ -82,12 +84,16 @@ class Config(core.Selection):
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
-        if self.importance == "taylor" and self.pruning_type != "structured":
-            raise ValueError("importance taylor is for structured pruning")
 
     @property
     def needs_calibration(self) -> bool:
         return self.importance == "taylor"
+
+    @property
+    def is_gradual(self) -> bool:
+        """Whether zeros become more during fine-tuning."""
+        by_norm = self.pruning_type == "unstructured" and self.importance == "norm"
+        return by_norm and self.schedule == "gradual"
 
 
 def apply(
@@ -97,7 +103,15 @@ def apply(
     if config.pruning_type == "structured":
         return _structured(model, config, calibration)
     weights = prunable(model, config)
-    zero_smallest(weights, unstructured_share(model, weights, config), config.allocation)
+    share = unstructured_share(model, weights, config)
+    if config.importance == "norm":
+        zero_smallest(weights, share, config.allocation)
+        return model
+    linears = core.linears(model, config.include, config.exclude)
+    share *= sum(w.numel() for w in weights) / sum(layer.weight.numel() for _, layer in linears)
+    if share >= 1:
+        raise ValueError("importance taylor leaves convolutions whole: lower the sparsity")
+    saliency.prune(model, linears, share, config.allocation, need(calibration, "importance taylor"))
     return model
 
 
@@ -105,7 +119,7 @@ def prepare(
     model: nn.Module, config: Config, calibration: core.Calibration | None = None
 ) -> nn.Module:
     """`apply` before fine-tuning: gradual pruning begins with the first `update`."""
-    if config.pruning_type == "unstructured" and config.schedule == "gradual":
+    if config.is_gradual:
         unstructured_share(model, prunable(model, config), config)  # raises what apply would
         return model
     return apply(model, config, calibration)
@@ -113,7 +127,7 @@ def prepare(
 
 def update(config: Config, model: nn.Module, fraction: float) -> None:
     """Called before each step of fine-tuning, `fraction` of it done: gradual pruning goes on."""
-    if config.pruning_type == "structured" or config.schedule == "one-shot":
+    if not config.is_gradual:
         return
     weights = prunable(model, config)
     final = unstructured_share(model, weights, config)
@@ -131,6 +145,8 @@ def why_kept(model: nn.Module, name: str, config: Config) -> str:
     if not core.selected(part or name, config.include, config.exclude):
         return ""
     if config.pruning_type == "unstructured":
+        if config.importance == "taylor" and type(model.get_submodule(name)) is not nn.Linear:
+            return "importance taylor leaves it whole"
         return "too few of its weights were small enough"
     return "lost no units" if part else "not a layer that structured pruning changes"
 
@@ -163,17 +179,11 @@ def zero_smallest(weights: list[Tensor], share: float, allocation: str) -> None:
     """Sets the share of least magnitude to zero in place: of each tensor, or of all together."""
     if allocation == "layer":
         for weight in weights:
-            weight[weight.abs() <= _threshold(weight.abs().flatten(), share)] = 0
+            weight[weight.abs() <= saliency.threshold(weight.abs(), share)] = 0
         return
-    threshold = _threshold(torch.cat([w.abs().flatten() for w in weights]), share)
+    most = saliency.threshold(torch.cat([w.abs().flatten() for w in weights]), share)
     for weight in weights:
-        weight[weight.abs() <= threshold] = 0
-
-
-def _threshold(values: Tensor, share: float) -> float:
-    """The largest value to be removed; -1 for none."""
-    count = round(share * len(values))
-    return float(values.kthvalue(count).values) if count else -1.0
+        weight[weight.abs() <= most] = 0
 
 
 def _structured(

@@ -43,6 +43,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ternary": (*QUANTIZATION, "ternary"),
     "ternary_aware": (*QUANTIZATION, "ternary", "--activation_aware"),
     "unstructured_50": (*PRUNING, "--sparsity", "0.5"),
+    "unstructured_50_taylor": (*PRUNING, "--sparsity", "0.5", "--importance", "taylor"),
     "structured_30": (*PRUNING, "--pruning_type", "structured", "--sparsity", "0.3"),
     "structured_30_taylor": (
         *PRUNING, "--pruning_type", "structured", "--sparsity", "0.3", "--importance", "taylor",

@@ -403,7 +403,6 @@ def test_no_module_matches(model):
         {"allocation": "some"},
         {"importance": "l1"},
         {"schedule": "late"},
-        {"importance": "taylor"},
     ],
 )
 def test_options_out_of_range(options):
