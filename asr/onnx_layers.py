@@ -155,8 +155,8 @@ class NBitsLinear(nn.Module):
 
     `q` (N, K) unsigned integers below 2**bits, `scale` (N, G) and `zero_point` (N, G) of each group
     of `group_size` inputs, G = ceil(K / group_size); a weight is scale * (q - zero_point). Without
-    `zero_point` it is 2**(bits - 1). The product is in float32, as in the checkpoint: 8-bit
-    activations were no faster on x86 and changed the texts of a third of LibriSpeech.
+    `zero_point` it is 2**(bits - 1). The product is in float32, as in the checkpoint: the
+    8-bit activations that the operator also offers change the texts of an unsure model.
     """
 
     qweight: Tensor

@@ -108,10 +108,14 @@ def apply(
         zero_smallest(weights, share, config.allocation)
         return model
     linears = core.linears(model, config.include, config.exclude)
-    share *= sum(w.numel() for w in weights) / sum(layer.weight.numel() for _, layer in linears)
-    if share >= 1:
-        raise ValueError("importance taylor leaves convolutions whole: lower the sparsity")
-    saliency.prune(model, linears, share, config.allocation, need(calibration, "importance taylor"))
+    most = sum(layer.weight.numel() for _, layer in linears) / sum(w.numel() for w in weights)
+    if share >= most:
+        raise ValueError(
+            f"sparsity {share:.3g} is out of reach: importance taylor leaves convolutions whole, "
+            f"so it must lie below {most:.3g}"
+        )
+    speech = need(calibration, "importance taylor")
+    saliency.prune(model, linears, share / most, config.allocation, speech)
     return model
 
 

@@ -64,9 +64,10 @@ def damped(moments: Moments, centred: bool) -> Tensor:
 
 
 def threshold(values: Tensor, share: float) -> float:
-    """The largest of the values to be removed; -1 for none."""
+    """The largest of that share of the values, the least of them; -1 for none."""
     count = round(share * values.numel())
-    return float(np.partition(values.flatten().numpy(), count - 1)[count - 1]) if count else -1.0
+    ordered = np.partition(values.flatten().cpu().numpy(), max(count - 1, 0))
+    return float(ordered[count - 1]) if count else -1.0
 
 
 def refit(target: Tensor, start: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
