@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compress import core, saliency, structured
 from compress.allocation import file_bytes, tensor_bytes
-from compress.calibration import need
+from compress.calibration import Moments, input_moments, need
 
 TYPES = ("unstructured", "structured")
 ALLOCATIONS = ("global", "layer")
@@ -51,16 +51,15 @@ class Config(core.Selection):
         default="norm",
         metadata={
             "help": "what goes first: by the norm of the weights or by what removal does on "
-            "calibration speech, where the weights left make up for it (structured with refit: how "
-            "the share is divided between layers)",
+            "calibration speech, where the weights left make up for it",
             "choices": IMPORTANCES,
         },
     )
     refit: bool = field(
         default=True,
         metadata={
-            "help": "structured with calibration speech: choose units by what the layers that read "
-            "them cannot make up for, and let those make up for them"
+            "help": "structured with calibration speech: let the layers that read the units make "
+            "up for those removed"
         },
     )
     schedule: str = field(
@@ -194,9 +193,16 @@ def _structured(
     model: nn.Module, config: Config, calibration: core.Calibration | None
 ) -> nn.Module:
     found = structured.find_groups(model, config.include, config.exclude)
+    readers: dict[structured.Key, str] = {}
+    moments: dict[str, Moments] = {}
+    if config.refit and calibration is not None:
+        readers = structured.refitted(model, found)
+        moments = input_moments(model, calibration, list(readers.values()))
     if config.importance == "taylor":
-        calibration = need(calibration, "importance taylor")
-        scores = structured.taylor_importance(model, found, calibration)
+        speech = need(calibration, "importance taylor")
+        scores = structured.removal_importance(model, found, readers, moments, speech)
+        others = {key: group for key, group in found.items() if key not in readers}
+        scores |= structured.taylor_importance(model, others, speech)
     else:
         scores = structured.norm_importance(model, found)
 
@@ -206,8 +212,7 @@ def _structured(
     sparsity = config.sparsity
     if config.size_ratio:
         sparsity = _sparsity_for(model, found, counts, config.size_ratio)
-    speech = calibration if config.refit else None
-    return structured.prune(model, found, scores, counts(sparsity), speech)
+    return structured.prune(model, found, scores, counts(sparsity), moments)
 
 
 def _sparsity_for(

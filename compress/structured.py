@@ -5,16 +5,13 @@ channels of a FeedForward, the heads of an attention, the channels of a ConvModu
 of the subsampling. d_model never changes. Used by `compress.pruning`.
 
 Importance of a unit: the norm of its weights (Li et al. 2017, arXiv 1608.08710), or the first-order
-Taylor estimate of what the loss rises by without it (Molchanov et al. 2019, arXiv 1906.10771). With
-calibration speech, the Linear that reads the units is refitted to the outputs that it had (He et
-al. 2017, arXiv 1707.06168) unless `refit` is off; importance then says how many units a group
-loses, and those go whose loss the refitting makes up for best (Optimal Brain Surgeon: Hassibi &
-Stork 1993).
+Taylor estimate of what the loss rises by without it (Molchanov et al. 2019, arXiv 1906.10771), or,
+where the Linear that reads the units is refitted, what is then left (`compress.removal`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,14 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
-from compress import core
+from compress import core, removal
 from compress.allocation import tensor_bytes
-from compress.calibration import Moments, frozen, input_moments, record_inputs, short, utterances
+from compress.calibration import (
+    Moments,
+    frozen,
+    output_gradients,
+    record_inputs,
+    short,
+    utterances,
+)
 from compress.rounding import LARGEST
 
 PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
-STEPS = 64  # units go a 64th of those left at a time, but at least a multiple
-DAMPING = 1e-3  # share of the mean variance added to each when a Linear is refitted
 
 
 class Cut(NamedTuple):
@@ -160,8 +162,10 @@ def taylor_importance(
     That sum is the derivative of the utterance's CTC loss by a factor on the unit: (units,).
     Long utterances are passed over if there are others.
     """
-    keys = {f"{key[0]}.{group.reader}": key for key, group in found.items()}
+    keys = {reader_name(key, group): key for key, group in found.items()}
     scores = {key: torch.zeros(group.units) for key, group in found.items()}
+    if not found:
+        return scores
     texts = [(t, int(n)) for b in calibration.batches
              for t, n in zip(b.targets, b.target_lengths, strict=True)]  # fmt: skip
     speech = utterances(calibration)
@@ -180,6 +184,22 @@ def taylor_importance(
                 cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
                 scores[keys[name]] += _by_unit(group, cut, read.detach() * gradient).square()
             inputs.clear()
+    return scores
+
+
+def removal_importance(
+    model: nn.Module, found: dict[Key, Group], readers: dict[Key, str],
+    moments: Mapping[str, Moments], calibration: core.Calibration,
+) -> dict[Key, Tensor]:  # fmt: skip
+    """What removing each unit of these groups costs if its reader is refitted: (units,)."""
+    scores: dict[Key, Tensor] = {}
+    gradients = output_gradients(model, calibration, list(readers.values())) if readers else {}
+    for key, reader in core.progress(list(readers.items()), "costs"):
+        group, linear = found[key], cast(nn.Linear, model.get_submodule(reader))
+        scores[key] = removal.costs(
+            linear.weight, moments[reader], gradients.pop(reader), group.cuts[-1].width,
+            group.multiple,
+        )  # fmt: skip
     return scores
 
 
@@ -264,73 +284,36 @@ def smaller_by(model: nn.Module, found: dict[Key, Group], counts: dict[Key, int]
 
 def prune(
     model: nn.Module, found: dict[Key, Group], scores: dict[Key, Tensor], counts: dict[Key, int],
-    calibration: core.Calibration | None,
+    moments: Mapping[str, Moments],
 ) -> nn.Module:  # fmt: skip
-    """Swaps in modules with so many units; with calibration speech, refits what reads them."""
+    """Swaps in modules with so many units; refits those that read them whose moments are given."""
     changed = sorted(key for key, n in counts.items() if n < found[key].units)
-    readers = {key: f"{key[0]}.{found[key].reader}" for key in changed}
-    moments: dict[str, Moments] = {}
-    if calibration is not None:
-        fitted = {r for r in readers.values() if is_refitted(model.get_submodule(r))}
-        moments = input_moments(model, calibration, sorted(fitted))
     for key in core.progress(changed):
-        group, reader = found[key], readers[key]
+        group = found[key]
+        keep = scores[key].topk(counts[key]).indices.sort().values
+        reader = reader_name(key, group)
         if reader in moments:
             linear = cast(nn.Linear, model.get_submodule(reader))
-            keep = spared(linear.weight.detach(), moments[reader], group, counts[key])
-            refit(linear, group.positions(group.cuts[-1], keep), moments.pop(reader))
-        else:
-            keep = scores[key].topk(counts[key]).indices.sort().values
+            removal.refit(linear, group.positions(group.cuts[-1], keep), moments[reader])
         core.replace(model, key[0], shrink(model.get_submodule(key[0]), key[1], keep))
     return model
 
 
-def is_refitted(reader: nn.Module) -> bool:
-    """Linears are, but for those whose covariance would take minutes and gigabytes to invert."""
-    return type(reader) is nn.Linear and reader.in_features <= LARGEST
+def reader_name(key: Key, group: Group) -> str:
+    """The name in the model of the layer that reads a group."""
+    return f"{key[0]}.{group.reader}"
 
 
-def damped(moments: Moments) -> Tensor:
-    """The covariance (in, in) in float64, made invertible."""
-    covariance = moments.covariance.double()
-    damping = DAMPING * float(covariance.diagonal().mean()) + 1e-12
-    return covariance + damping * torch.eye(len(covariance))
+def refitted(model: nn.Module, found: dict[Key, Group]) -> dict[Key, str]:
+    """The names of the readers that are refitted.
 
-
-def spared(weight: Tensor, moments: Moments, group: Group, count: int) -> Tensor:
-    """The units (sorted) that stay if those go whose removal costs the refitted outputs least.
-
-    Removing the inputs R of a Linear W costs W_R (S_RR)^-1 W_R', S the inverse covariance. They go
-    a multiple at a time (of a wide layer several), and what the rest takes over is counted before
-    the next.
+    Linears are, but for those whose covariance would take minutes and gigabytes to invert. One of
+    those keeps all of its kind from it, so that their importances compare.
     """
-    inverse = torch.linalg.inv(damped(moments))
-    w = weight.double()
-    units = torch.arange(group.units)
-    width = group.cuts[-1].width
-    while len(units) > count:
-        blocks = inverse.view(len(units), width, len(units), width)
-        own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (units, width, width)
-        columns = w.view(len(w), len(units), width).permute(1, 2, 0)  # (units, width, out)
-        costs = (columns * torch.linalg.solve(own, columns)).sum((1, 2))
-        step = max(len(units) // STEPS // group.multiple, 1) * group.multiple
-        number = min(step, len(units) - count)
-        gone = torch.zeros(len(units), dtype=torch.bool)
-        gone[costs.topk(number, largest=False).indices] = True
-        wide = gone.repeat_interleave(width)
-        part = torch.linalg.solve(inverse[wide][:, wide], inverse[wide][:, ~wide])
-        w = w[:, ~wide] - w[:, wide] @ part
-        inverse = inverse[~wide][:, ~wide] - inverse[~wide][:, wide] @ part
-        units = units[~gone]
-    return units
-
-
-def refit(linear: nn.Linear, keep: Tensor, moments: Moments) -> None:
-    """Changes the weights of the kept inputs and the bias so that they make up for the others."""
-    covariance = damped(moments)
-    weight = linear.weight.detach().double()
-    fitted = weight @ torch.linalg.solve(covariance[keep][:, keep], covariance[keep]).t()
-    with torch.no_grad():
-        lost = weight @ moments.mean.double() - fitted @ moments.mean[keep].double()
-        linear.weight[:, keep] = fitted.float()  # (out, kept)
-        linear.bias.add_(lost.float())
+    readers = {key: reader_name(key, group) for key, group in found.items()}
+    layers = {key: model.get_submodule(reader) for key, reader in readers.items()}
+    left = {
+        found[key].kind for key, layer in layers.items()
+        if type(layer) is not nn.Linear or layer.in_features > LARGEST
+    }  # fmt: skip
+    return {key: reader for key, reader in readers.items() if found[key].kind not in left}

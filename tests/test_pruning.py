@@ -11,7 +11,7 @@ from asr.config import ModelConfig
 from asr.data import Batch
 from asr.model import ConformerCTC, ConvModule, FeedForward, RelPositionAttention
 from asr.tokenizer import ENGLISH, Tokenizer
-from compress import core, factorization, pruning, quantization, structured
+from compress import core, factorization, pruning, quantization, removal, structured
 from compress.calibration import Moments
 from compress.core import Calibration
 from compress.pruning import Config, apply, prepare, update
@@ -192,7 +192,7 @@ def test_smaller_modules_compute_what_zeroed_ones_do(model, allocation, sparsity
     zero_units(model, found, kept)
     expected = log_probs(model)
     before = sum(p.numel() for p in model.parameters())
-    structured.prune(model, found, scores, counts, None)
+    structured.prune(model, found, scores, counts, {})
     torch.testing.assert_close(log_probs(model), expected, atol=2e-5, rtol=2e-5)
     assert sum(p.numel() for p in model.parameters()) < before
 
@@ -285,18 +285,15 @@ def test_taylor_importance_is_the_derivative_by_a_factor_on_a_unit(calibration, 
 def test_refitting_lowers_the_error(calibration):
     x = calibration.batches[0].features[:1]
     expected = build()(x).log_probs
+    options = {"pruning_type": "structured", "sparsity": 0.5, "allocation": "layer"}
     errors = []
-    for speech in (None, calibration):
-        model = build()
-        found = structured.find_groups(model, "*", "subsampling")
-        scores = structured.norm_importance(model, found)
-        counts = structured.count(found, scores, 0.5, "layer")
-        structured.prune(model, found, scores, counts, speech)
+    for refit in (False, True):
+        model = apply(build(), Config(refit=refit, **options), calibration)
         errors.append(float((model(x).log_probs - expected).square().mean()))
     assert errors[1] < 0.4 * errors[0]
 
 
-def test_importance_chooses_the_units_without_refitting(calibration):
+def test_without_speech_or_refitting_the_norm_alone_counts(calibration):
     options = {"pruning_type": "structured", "sparsity": 0.5, "allocation": "layer"}
     plain = apply(build(), Config(**options))
     unfitted = apply(build(), Config(refit=False, **options), calibration)
@@ -304,6 +301,28 @@ def test_importance_chooses_the_units_without_refitting(calibration):
     assert not torch.equal(
         log_probs(apply(build(), Config(**options), calibration)), log_probs(plain)
     )
+
+
+def test_costs_choose_better_than_norms_do(calibration):
+    x = calibration.batches[0].features[:1]
+    expected = build()(x).log_probs.detach()
+    far = []
+    for importance in ("norm", "taylor"):
+        options = {"pruning_type": "structured", "sparsity": 0.4, "importance": importance}
+        model = apply(build(), Config(**options, exclude="subsampling"), calibration)
+        far.append(float((expected.exp() * (expected - model(x).log_probs.detach())).sum(2).mean()))
+    assert far[1] < far[0]
+
+
+def test_one_reader_too_wide_keeps_its_kind_from_refitting(monkeypatch):
+    model = build()
+    found = structured.find_groups(model, "*", "")
+    assert ("subsampling", 1) in structured.refitted(model, found)
+    assert ("subsampling", 0) not in structured.refitted(model, found)  # a convolution reads it
+    model.blocks[0].ff1 = FeedForward(32, 64, 0.0)
+    monkeypatch.setattr(structured, "LARGEST", 100)
+    kinds = {key[0].split(".")[-1] for key in structured.refitted(model, found)}
+    assert kinds == {"attn", "conv"}
 
 
 def inputs_and_moments(units, width=1):
@@ -329,7 +348,7 @@ def test_refitting_is_numpys_least_squares():
     linear = nn.Linear(12, 5)
     y = linear(torch.from_numpy(x)).numpy().astype(np.float64)
     keep = torch.tensor([0, 3, 4, 7, 8, 11])
-    structured.refit(linear, keep, moments)
+    removal.refit(linear, keep, moments)
     solution, _ = least_squares(x[:, keep], y)
     np.testing.assert_allclose(
         linear.weight[:, keep].numpy(), solution[:-1].T, rtol=0.05, atol=0.02
@@ -338,20 +357,31 @@ def test_refitting_is_numpys_least_squares():
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_the_unit_spared_last_is_the_one_whose_loss_costs_least(width):
+def test_costs_of_removal_are_numpys_least_squares(width, monkeypatch):
+    monkeypatch.setattr(removal, "DAMPING", 1e-8)
     x, moments = inputs_and_moments(6, width)
     weight = torch.randn(5, 6 * width)
-    y = x.astype(np.float64) @ weight.numpy().T
-    cut = structured.Cut("out.weight", 1, width=width)
-    group = structured.Group("heads", 6, 1, dict, [cut])
-    errors = []
-    for unit in range(6):
-        keep = [i for i in range(6 * width) if i // width != unit]
-        errors.append(least_squares(x[:, keep], y)[1])
-    kept = structured.spared(weight, moments, group, 5)
-    assert set(range(6)) - set(kept.tolist()) == {int(np.argmin(errors))}
-    assert structured.spared(weight, moments, group, 6).tolist() == list(range(6))
-    assert len(structured.spared(weight, moments, group, 2)) == 2
+    half = torch.randn(5, 5)
+    gradients = half @ half.t()
+    y = x.astype(np.float64) @ weight.numpy().T @ np.linalg.cholesky(gradients.double().numpy())
+    costs = removal.costs(weight, moments, gradients, width, 1)
+    left, spent = list(range(6)), 0.0
+    for unit in costs.argsort().tolist()[:-1]:
+        errors = {}
+        for candidate in left:
+            keep = [i for i in range(6 * width) if i // width in left and i // width != candidate]
+            errors[candidate] = least_squares(x[:, keep], y)[1] / len(x)
+        assert unit == min(errors, key=errors.get)
+        assert float(costs[unit]) == pytest.approx(errors[unit] - spent, rel=0.01)
+        spent = errors[unit]
+        left.remove(unit)
+    assert torch.isinf(costs[left[0]])
+
+
+def test_units_go_a_multiple_at_a_time_and_the_rest_first():
+    _, moments = inputs_and_moments(20)
+    costs = removal.costs(torch.randn(5, 20), moments, torch.eye(5), 1, 8)
+    assert costs.unique(return_counts=True)[1].tolist() == [4, 8, 8]
 
 
 def test_taylor_needs_speech(model, calibration):
