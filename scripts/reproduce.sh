@@ -29,12 +29,12 @@ flags() { # the settings of a row
         int4_qat) echo --method quantization --precision int4 "$(tuned 5)" ;;
         ternary_qat) echo --method quantization --precision ternary \
             "$(tuned 20 --fine_tune_learning_rate 3e-4)" ;;
-        unstructured_30) echo --method pruning --sparsity 0.3 "$(tuned 3)" ;;
-        unstructured_50) echo --method pruning --sparsity 0.5 "$(tuned 10)" ;;
+        unstructured_30) echo --method pruning --sparsity 0.3 --importance taylor ;;
+        unstructured_50) echo --method pruning --sparsity 0.5 --importance taylor ;;
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
-            --importance taylor "$(tuned 15)" ;;
+            --importance taylor "$(tuned 15 --fine_tune_learning_rate 4e-4 --hint_weight 10)" ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
-            "$(tuned 20 --fine_tune_learning_rate 6e-4)" ;;
+            "$(tuned 15 --fine_tune_learning_rate 4e-4 --hint_weight 10)" ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
         clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 \
             --activation_aware "$(tuned 5)" ;;
