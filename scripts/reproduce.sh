@@ -30,7 +30,8 @@ flags() { # the settings of a row
         ternary_qat) echo --method quantization --precision ternary \
             "$(tuned 20 --fine_tune_learning_rate 3e-4)" ;;
         unstructured_30) echo --method pruning --sparsity 0.3 --importance taylor ;;
-        unstructured_50) echo --method pruning --sparsity 0.5 --importance taylor ;;
+        unstructured_50) echo --method pruning --sparsity 0.5 --importance taylor \
+            "$(tuned 5 --fine_tune_learning_rate 1e-4 --hint_weight 10)" ;;
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
             --importance taylor "$(tuned 15 --fine_tune_learning_rate 4e-4 --hint_weight 10)" ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
