@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.data import Batch, BatchDataset, make_loader, plain_batches
+from asr.data import Batch, BatchDataset
 from asr.decoding import greedy_decode
 from asr.device import autocast
 from asr.manifest import Utterance, load_splits
 from asr.metrics import error_rates
-from asr.model import ConformerCTC, Output
+from asr.model import Output
 from asr.tokenizer import Tokenizer
 from asr.train import usable
 from asr.train_config import TrainConfig
@@ -36,8 +36,6 @@ from compress.distillation import BlockOutputs, distance, divergence
 from compress.fakequant import FakeQuantLinear
 
 Update = Callable[[nn.Module, float], None]
-
-REFRESHING = 40  # batches from which the statistics of BatchNorm are taken anew
 
 
 @dataclass(frozen=True)
@@ -230,21 +228,12 @@ class FineTuner(Trainer):
         return error_rates(references, texts), references, texts
 
     def result(self) -> nn.Module:
-        """The averaged weights with new statistics in BatchNorm."""
+        """The averaged weights and statistics."""
         self.keep_zeros()
         if self.options.hint_weight:
             self.blocks.remove()
             self.examples.remove()
-        model = self.average.model
-        refresh_batch_norm(model, self.refreshing_batches())
-        return model.to("cpu").eval().requires_grad_()
-
-    def refreshing_batches(self) -> Iterable[Batch]:
-        """Some training speech without augmentation."""
-        keys = list(plain_batches(self.train_set.utterances, 16, self.config.batch_seconds))
-        keys = keys[:: max(1, len(keys) // REFRESHING)]
-        self.train_set.augment = None
-        return make_loader(self.train_set, keys, self.config.num_workers)
+        return self.average.model.to("cpu").eval().requires_grad_()
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
@@ -274,20 +263,3 @@ def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokeniz
         output = model(features, batch.feature_lengths.to(device))
         texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
     return texts
-
-
-@torch.no_grad()
-def refresh_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Sets the running statistics of every BatchNorm to their mean over the batches."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
-    device = next(model.parameters()).device
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-    for number, batch in enumerate(batches, 1):
-        for norm in norms:
-            norm.momentum = 1 / number
-        cast(ConformerCTC, model)(batch.features.to(device), batch.feature_lengths.to(device))
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-    model.eval()

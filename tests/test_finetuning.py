@@ -219,23 +219,6 @@ def test_distance_is_the_share_of_the_power_in_valid_frames():
     torch.testing.assert_close(found, 8 * share / 2)
 
 
-def test_statistics_of_batch_norm_are_taken_anew(checkpoint, corpus):
-    """Against the mean and variance of what enters the norm."""
-    model = checkpoint.model
-    speech = calibration.load(checkpoint, batch_size=100)
-    norm = model.blocks[0].conv.batch_norm
-    seen = []
-    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args))
-    finetuning.refresh_batch_norm(model, speech.batches)
-    hook.remove()
-    x, mask = seen[0]
-    inside = x[mask]
-    torch.testing.assert_close(norm.running_mean, inside.mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(norm.running_var, inside.var(0), atol=1e-5, rtol=1e-4)
-    assert norm.momentum == 0.1
-    assert not model.training
-
-
 def test_data_is_needed_before_any_work(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "prepare", None)
     checkpoint.data = {"train": str(tmp_path / "gone")}
