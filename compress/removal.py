@@ -34,28 +34,29 @@ def costs(weight: Tensor, moments: Moments, gradients: Tensor, width: int, multi
     its cost is infinite. weight (out, units * width), gradients (out, out).
     """
     inverse = torch.linalg.inv(damped(moments.covariance))
-    w = torch.linalg.cholesky(damped(gradients)).t() @ weight.double()
+    w = weight.double().t() @ torch.linalg.cholesky(damped(gradients))  # (units * width, out)
     units = torch.arange(weight.shape[1] // width)
     found = torch.full((len(units),), torch.inf, dtype=torch.float64)
     last = 0.0
     while len(units) > multiple:
         blocks = inverse.view(len(units), width, len(units), width)
         own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (units, width, width)
-        columns = w.view(len(w), len(units), width).permute(1, 2, 0)  # (units, width, out)
-        single = (columns * torch.linalg.solve(own, columns)).sum((1, 2))
+        rows = w.view(len(units), width, -1)
+        single = (torch.linalg.inv(own) * (rows @ rows.mT)).sum((1, 2))
         step = max(len(units) // STEPS // multiple, 1) * multiple
         number = min(len(units) % multiple or step, len(units) - multiple)
         gone = torch.zeros(len(units), dtype=torch.bool)
         gone[single.topk(number, largest=False).indices] = True
         wide = gone.repeat_interleave(width)
-        removed = w[:, wide]  # (out, gone)
-        corner = inverse[wide][:, wide]
-        cost = float((removed.t() * torch.linalg.solve(corner, removed.t())).sum()) / number
-        last = max(cost, last * (1 + RISE))
+        out, left = wide.nonzero().flatten(), (~wide).nonzero().flatten()
+        removed, across = w[out], inverse[out]
+        corner, across = across[:, out], across[:, left]
+        part = torch.linalg.solve(corner, torch.cat([removed, across], dim=1))
+        taken, part = part.split([removed.shape[1], len(left)], dim=1)
+        last = max(float((removed * taken).sum()) / number, last * (1 + RISE))
         found[units[gone]] = last
-        part = torch.linalg.solve(corner, inverse[wide][:, ~wide])
-        w = w[:, ~wide] - removed @ part
-        inverse = inverse[~wide][:, ~wide] - inverse[~wide][:, wide] @ part
+        w = w[left].addmm_(across.t(), taken, alpha=-1)
+        inverse = inverse[left][:, left].addmm_(across.t(), part, alpha=-1)
         units = units[~gone]
     return found
 
