@@ -63,7 +63,10 @@ def costs(weight: Tensor, moments: Moments, gradients: Tensor, width: int, multi
 
 @torch.no_grad()
 def refit(linear: nn.Linear, keep: Tensor, moments: Moments) -> None:
-    """Changes the weights of the kept inputs and the bias so that they make up for the others."""
+    """Changes the weights of the kept inputs and the bias so that they make up for the others.
+
+    Least squares of the outputs that were; keep (kept,) are positions among the inputs.
+    """
     covariance = damped(moments.covariance)
     weight = linear.weight.double()
     fitted = weight @ torch.linalg.solve(covariance[keep][:, keep], covariance[keep]).t()
