@@ -33,9 +33,9 @@ flags() { # the settings of a row
         unstructured_50) echo --method pruning --sparsity 0.5 --importance taylor \
             "$(tuned 5 --fine_tune_learning_rate 1e-4 --hint_weight 10)" ;;
         structured_30) echo --method pruning --pruning_type structured --sparsity 0.3 \
-            --importance taylor "$(tuned 25 --fine_tune_learning_rate 6e-4 --hint_weight 10)" ;;
+            --importance taylor "$(tuned 20 --fine_tune_learning_rate 6e-4 --hint_weight 10)" ;;
         low_rank) echo --method factorization --size_ratio 2.2 --activation_aware \
-            "$(tuned 30 --fine_tune_learning_rate 6e-4 --hint_weight 10)" ;;
+            "$(tuned 20 --fine_tune_learning_rate 6e-4 --hint_weight 10)" ;;
         clustering_256) echo --method clustering --num_clusters 256 ;;
         clustering_16) echo --method clustering --num_clusters 16 --codebooks 16 \
             --activation_aware "$(tuned 5)" ;;
