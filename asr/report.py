@@ -207,8 +207,9 @@ def machines(results: Sequence[Result]) -> list[str]:
 
 
 def commands(results: Sequence[Result]) -> str:
-    """One line a technique, folded."""
+    """One line a technique, folded; of those made from the first, how that was made is not said."""
     lines: list[str] = []
+    first, past = "", list[str]()  # the first technique and its steps
     for name in dict.fromkeys(r.name for r in results):
         mine = [r for r in results if r.name == name and r.about.get("command")]
         mine.sort(key=lambda r: r.kind, reverse=True)  # the .pt's, then the .onnx's
@@ -217,8 +218,15 @@ def commands(results: Sequence[Result]) -> str:
             for key in ("commit", "seed")
         )
         made = ", ".join(f"`{r.about['command']}`" for r in mine)
-        steps = dict.fromkeys(describe_step(e) for r in mine for e in r.about.get("made_by", ()))
-        by = f"; made by {', then '.join(steps)}" if steps else ""
+        steps = list(
+            dict.fromkeys(describe_step(e) for r in mine for e in r.about.get("made_by", ()))
+        )
+        by = "; made by " + ", then ".join(steps) if steps else ""
+        if past and steps[: len(past)] == past:
+            steps = steps[len(past) :]
+            by = f"; made from {first}" + (" by " + ", then ".join(steps) if steps else "")
+        elif not past:
+            first, past = name, steps
         lines += [f"- {name} (commit {commits}, seed {seeds}): {made}{by}"] if mine else []
     if not lines:
         return ""

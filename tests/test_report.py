@@ -234,11 +234,14 @@ def test_how_a_model_was_made(tmp_path):
         {"step": "init", "sha256": 64 * "f"},
         {"step": "pruning", "config": {"sparsity": 0.5, "include": "*", "size_ratio": 0.0}},
     ]  # fmt: skip
-    write(tmp_path / "float_pt.json", 0.3, 10)
+    write(tmp_path / "float_pt.json", 0.3, 10, made_by=history[:2])
+    write(tmp_path / "fp16_pt.json", 0.3, 8, made_by=history[1:])
     write(tmp_path / "small_pt.json", 0.3, 5, made_by=history)
     text = report.markdown(results.read_results([tmp_path]))
-    steps = "train (epochs 3, seed 1, commit abc), then init from ffffffffffff, then "
-    assert f"made by {steps}pruning (sparsity 0.5)" in text
+    start = "init from ffffffffffff"
+    assert f"made by train (epochs 3, seed 1, commit abc), then {start}\n" in text
+    assert "made from float by pruning (sparsity 0.5)\n" in text
+    assert f"made by {start}, then pruning (sparsity 0.5)\n" in text
 
 
 @pytest.mark.parametrize(
