@@ -1,6 +1,6 @@
 """Make data/mini, the built-in corpus of synthetic speech (own sentences, Kokoro-82M voices).
 
-From the repository root, in the environment that `scripts/kokoro_voices.py` describes (about 20
+From the repository root, in the environment that `scripts/synthesise.py` describes (about 20
 minutes on two cores; a second call resumes):
 
     V/bin/python scripts/make_mini_corpus.py --voices package/voices --jobs 2
@@ -27,7 +27,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.kokoro_voices import PAD, RATE, Kokoro, phonemes_of, trim
+from scripts.synthesise import PAD, RATE, Kokoro, phonemes_of, trim
 
 MAX_BYTES = 8_000_000
 MIN_COUNT = 15  # every word occurs at least this often in train
