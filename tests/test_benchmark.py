@@ -177,5 +177,5 @@ def test_compressing_is_measured_method_by_method(tmp_path, monkeypatch, capsys)
     assert compressing.main(flags) == 0, capsys.readouterr().err
     rows = json.loads(out.read_text())["results"]
     assert [row["method"] for row in rows] == ["int8", "structured_30_taylor"]
-    assert all(row["seconds"] > 0.2 and 5e7 < row["peak_rss"] < 3e9 for row in rows)
+    assert all(0.2 < row["seconds"] < 60 and 5e7 < row["peak_rss"] < 3e9 for row in rows)
     assert rows[0]["bytes"] < rows[1]["bytes"]

