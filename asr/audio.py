@@ -95,13 +95,6 @@ def audio_duration(path: str | Path) -> float:
     return frames / rate
 
 
-def crop_or_pad(waveform: Waveform, length: int) -> Waveform:
-    """The first `length` samples, with zeros after the end where the waveform is shorter."""
-    if len(waveform) >= length:
-        return waveform[:length]
-    return np.pad(waveform, (0, length - len(waveform)))
-
-
 def limit_peak(waveform: Waveform) -> Waveform:
     """Scale a waveform whose peak is above 1 back to a peak of 1; others come back as they are."""
     peak = _peak(waveform)

@@ -21,9 +21,8 @@ from asr.augment import (
     warp_frequency,
 )
 from asr.config import FeatureConfig
-from asr.features import n_frames, normalize, raw_log_mel
+from asr.features import n_frames, normalize, raw_log_mel, subsampled_length
 from asr.manifest import Utterance
-from asr.model import subsampled_length
 from asr.tokenizer import Tokenizer
 
 Key = tuple[int, bool, tuple[int, ...]]  # epoch, SpecAugment on, utterance indices

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from asr.audio import read_audio
 from asr.beam import BeamConfig
@@ -98,6 +97,8 @@ def transcribe_all(
     Recordings that `Recognizer.transcribe` treats in its own way (long, silent, too short) go
     through it alone, so that the texts are the same.
     """
+    from tqdm import tqdm
+
     rate = recognizer.info.features.sample_rate
     frame = recognizer.info.features.hop_length * recognizer.info.subsampling_factor
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)

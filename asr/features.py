@@ -8,6 +8,7 @@ filters, log(x + 2**-24), then per-feature mean and variance over the utterance.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,17 @@ STD_GUARD = 1e-5
 def n_frames(n_samples: int, config: FeatureConfig) -> int:
     """Frames of an utterance of `n_samples`: one every hop, the first centred on sample 0."""
     return n_samples // config.hop_length + 1
+
+
+def subsampled_length(length: Any, factor: int) -> Any:
+    """Frames left of `length` (an int, array or tensor) after log2(factor) stride-2 convolutions.
+
+    Each rounds up.
+    """
+    while factor > 1:
+        length = (length + 1) // 2
+        factor //= 2
+    return length
 
 
 def log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asr.data import Batch
-from asr.model import Output, subsampled_length
+from asr.features import subsampled_length
+from asr.model import Output
 
 
 def ctc_loss(output: Output, batch: Batch, factor: int, intermediate_weight: float) -> Tensor:

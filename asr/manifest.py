@@ -46,12 +46,10 @@ class Utterance:
 
 @dataclass
 class Splits:
-    """What training uses; `held_out` says that `dev` was taken from the training data."""
+    """What training uses; `notes` say what was left out, or held out from `train` for `dev`."""
 
     train: list[Utterance]
     dev: list[Utterance]
-    held_out: bool = False
-    test_names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -237,13 +235,12 @@ def load_splits(data_dir: str | Path, dev_share: float = 0.05, seed: int = 0) ->
     train = [u for name in names["train"] for u in read_source(sources[name])]
     dev = [u for name in names["dev"] for u in read_source(sources[name])]
     notes = [f"not used: {name} (neither train*, dev* nor test*)" for name in names[""]]
-    held_out = not dev
-    if held_out:
+    if dev:
+        check_disjoint(train, dev)
+    else:
         train, dev, note = hold_out(train, dev_share, seed)
         notes.append(note)
-    else:
-        check_disjoint(train, dev)
-    return Splits(train, dev, held_out, names["test"], notes)
+    return Splits(train, dev, notes)
 
 
 def hold_out(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.config import ModelConfig
+from asr.features import subsampled_length
 
 
 class Output(NamedTuple):
@@ -27,14 +28,6 @@ class Output(NamedTuple):
     log_probs: Tensor  # (B, T', V) float32
     lengths: Tensor  # (B,) valid frames of log_probs
     intermediate: list[Tensor]  # (B, T', V) after each of config.intermediate_layers, in training
-
-
-def subsampled_length(length: Any, factor: int) -> Any:
-    """Frames left of `length` (an int or a tensor) after log2(factor) stride-2 convolutions."""
-    while factor > 1:
-        length = (length + 1) // 2
-        factor //= 2
-    return length
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:

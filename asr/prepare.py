@@ -23,7 +23,7 @@ import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioError, Waveform, audio_duration, read_audio
 from asr.config import FeatureConfig
-from asr.features import n_frames
+from asr.features import n_frames, subsampled_length
 from asr.manifest import (
     ManifestError,
     Utterance,
@@ -194,9 +194,8 @@ def needed_frames(text: str) -> int:
 def output_frames(duration: float, subsampling_factor: int = 4) -> int:
     """Output frames of the encoder for a recording of `duration` seconds."""
     frames = n_frames(round(duration * SAMPLE_RATE), FeatureConfig())
-    while subsampling_factor > 1:
-        frames, subsampling_factor = (frames + 1) // 2, subsampling_factor // 2
-    return frames
+    n: int = subsampled_length(frames, subsampling_factor)
+    return n
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from asr.audio import check_waveform, read_audio
 from asr.beam import BeamConfig
 from asr.config import FeatureConfig, config_from_dict
 from asr.decoding import greedy_decode
-from asr.features import log_mel
+from asr.features import log_mel, n_frames, subsampled_length
 from asr.tokenizer import Tokenizer
 
 Array = npt.NDArray[np.float32]
@@ -36,7 +36,6 @@ class Info:
     """What a model file says about itself."""
 
     parameters: int
-    bytes: int
     tokens: list[str]
     features: FeatureConfig
     subsampling_factor: int
@@ -118,7 +117,7 @@ class Recognizer:
             batch = np.zeros((len(group), int(lengths.max()), self.info.features.n_mels), "f4")
             for row, x in zip(batch, group, strict=True):
                 row[: len(x)] = x
-            valid = subsampled_frames(lengths, self.info.subsampling_factor)
+            valid = subsampled_length(lengths, self.info.subsampling_factor)
             outputs = self._backend.run(batch, lengths)
             result += [x[:n] for x, n in zip(outputs, valid, strict=True)]
         return result
@@ -138,16 +137,11 @@ class Recognizer:
         """log_probs (T', V) of one window; silence is all blanks without asking the network."""
         if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
             return self.log_probs([log_mel(waveform, self.info.features)])[0]
-        frames = len(waveform) // self.info.features.hop_length + 1
-        n = int(subsampled_frames(np.array(frames), self.info.subsampling_factor))
+        frames = n_frames(len(waveform), self.info.features)
+        n = subsampled_length(frames, self.info.subsampling_factor)
         blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
         blanks[:, 0] = 0.0
         return blanks
-
-
-def subsampled_frames(frames: npt.NDArray[np.int64], factor: int) -> npt.NDArray[np.int64]:
-    """Output frames of `frames` input frames: rounded up by every stride-2 convolution."""
-    return -(-frames // factor)
 
 
 def windows(n_samples: int, window: int, overlap: int, unit: int) -> list[tuple[int, int]]:
@@ -249,7 +243,6 @@ def read_info(path: Path, metadata: dict[str, str]) -> Info:
             )
         return Info(
             parameters=int(values["parameters"]),
-            bytes=path.stat().st_size,
             tokens=[str(token) for token in values["tokens"]],
             features=config_from_dict(FeatureConfig, values["features"]),
             subsampling_factor=int(values["subsampling_factor"]),
@@ -263,7 +256,13 @@ class TorchBackend:
     """A checkpoint in torch; `threads` sets torch's number for the whole process."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import torch
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise ValueError(
+                f"{path}: needs PyTorch, which is not installed here; export it to .onnx with "
+                "scripts/export_onnx.py on the computer that trained it, or pip install torch"
+            ) from None
 
         from asr.checkpoint import load_checkpoint
 
@@ -273,7 +272,6 @@ class TorchBackend:
         self._model = checkpoint.model
         self.info = Info(
             parameters=count_weights(self._model),
-            bytes=path.stat().st_size,
             tokens=checkpoint.tokenizer.tokens,
             features=checkpoint.features,
             subsampling_factor=self._model.config.subsampling_factor,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -74,9 +74,10 @@ class TimedModel:
         seconds: list[float] = self._ask("round")
         return seconds
 
-    def peak_rss(self) -> int:
-        """Most memory in bytes that the process has held so far."""
-        return int(self._ask("peak_rss"))
+    def peak_rss(self) -> float:
+        """Most memory in bytes that the process has held so far; see `peak_memory`."""
+        peak: float = self._ask("peak_rss")
+        return peak
 
     def _ask(self, question: Any) -> Any:
         assert self._process.stdin is not None
@@ -102,6 +103,7 @@ def measure(
     """Latency in seconds, RTF and peak memory in bytes of a model over some audio files.
 
     After one round of warm-up every file is transcribed `rounds` times; its latency is the median.
+    Memory is NaN where it is not known.
     """
     with TimedModel(model_path, threads, audio, beam) as model:
         model.round()
@@ -120,8 +122,8 @@ def summarise(latencies: Sequence[float], durations: Sequence[float]) -> dict[st
     }
 
 
-def peak_memory() -> int:
-    """Most memory in bytes that this process has held.
+def peak_memory() -> float:
+    """Most memory in bytes that this process has held; NaN on Windows, which has no `resource`.
 
     VmHWM where there is one: Linux lets a child inherit its parent's ru_maxrss.
     """
@@ -131,6 +133,10 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import soundfile
 
-from asr.benchmark import RATE, infer_speed, noise, synthetic_speech, train_speed
+from asr.benchmark import RATE, infer_speed, noise, synthetic_speech
 from asr.cli import guarded, number
 from asr.config import PRESETS
 from asr.evaluation import check_writable, write_json
@@ -92,6 +92,8 @@ def train(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def train_all(args: argparse.Namespace, configs: Any, utterances: Any) -> list[dict[str, Any]]:
+    from asr.training_speed import train_speed  # imports torch, which `infer` of an .onnx needs not
+
     print("audio s/s: seconds of audio trained per second, median over steps, loading included;")
     print("waiting: share of the time without data; loader: its seconds per second when alone")
     print("preset  precision  batch  audio s/s  overall  waiting  loader  step")

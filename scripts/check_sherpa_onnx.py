@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from asr.audio import Waveform, read_audio
 from asr.cli import guarded
-from asr.evaluation import read_test_data, write_json
+from asr.evaluation import check_writable, read_test_data, write_json
 from asr.machine import command_line, commit, describe_machine, portable_path
 from asr.manifest import Utterance
 from asr.metrics import character_counts, error_rates
@@ -102,6 +102,8 @@ def difference(rows: Sequence[dict[str, str]], key: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Compares, prints, writes; 1 if the two differ too much."""
     utterances = read_test_data(args.test_data)[: args.limit or None]
+    if args.output_file:
+        check_writable(args.output_file)
     result = compare(args.model_path, utterances)
     print(f"{len(utterances)} utterances")
     print(f"WER here {result['wer']:.2%}, in sherpa-onnx {result['sherpa_wer']:.2%}")

@@ -8,7 +8,13 @@ PATH="$PWD/.venv/bin:$PATH"
 out=${1:-runs/demo}
 run() { printf '\n$ %s\n' "$*"; "$@"; }
 
+if [ -e "$out" ] && [ "$out" != runs/demo ] && [ ! -e "$out/.demo" ]; then
+    echo "$out: is there already and not of an earlier demo; name another folder" >&2
+    exit 2
+fi
 rm -rf "$out"
+mkdir -p "$out"
+touch "$out/.demo" # the next demo may replace the folder
 run python scripts/prepare_data.py --to_wav --output_dir "$out/data" \
     --data_dir data/mini/train.json data/mini/dev.json data/mini/test.json
 run python train.py --config experiments/recipes/demo.json \

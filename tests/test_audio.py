@@ -14,7 +14,6 @@ from asr.audio import (
     AudioError,
     audio_duration,
     check_waveform,
-    crop_or_pad,
     limit_peak,
     read_audio,
 )
@@ -283,13 +282,6 @@ def test_array_is_resampled():
 def test_bad_arrays(samples, message):
     with pytest.raises(AudioError, match=message):
         check_waveform(samples)
-
-
-def test_crop_or_pad():
-    waveform = np.arange(4, dtype=np.float32)
-    assert crop_or_pad(waveform, 2).tolist() == [0, 1]
-    assert crop_or_pad(waveform, 6).tolist() == [0, 1, 2, 3, 0, 0]
-    assert crop_or_pad(waveform, 4).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.skipif(not (CORPORA / "LibriSpeech").is_dir(), reason="no real speech: ASR_CORPORA")

@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from asr import benchmark
+from asr import benchmark, training_speed
 from asr.config import ModelConfig
 from asr.train_config import TrainConfig
 from tests.corpus import write_corpus
@@ -24,7 +24,7 @@ def tiny(**changes) -> ModelConfig:
 @pytest.fixture
 def quick(monkeypatch):
     """Any preset becomes a tiny model."""
-    monkeypatch.setattr(benchmark, "preset", lambda name, **changes: tiny(**changes))
+    monkeypatch.setattr(training_speed, "preset", lambda name, **changes: tiny(**changes))
 
 
 def test_synthetic_speech_can_be_trained_on():
@@ -47,10 +47,10 @@ def test_noise_is_loud_enough_and_long_enough():
 def test_training_speed_counts_audio_over_time(quick, monkeypatch):
     """With a clock that ticks once a look, a step takes 3 ticks, of which the loader 1."""
     ticks = iter(range(10**9))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(training_speed.time, "perf_counter", lambda: float(next(ticks)))
     config = TrainConfig(batch_size=2, num_workers=0, threads=1, precision="float32", speed=0.0)
     with benchmark.synthetic_speech(4) as utterances:
-        row = benchmark.train_speed(utterances, "base", config, steps=4, warmup=1)
+        row = training_speed.train_speed(utterances, "base", config, steps=4, warmup=1)
     seconds = sum(u.duration for u in utterances)
     assert row["loader_share"] == pytest.approx(1 / 3)
     assert row["step_seconds"] == 3

@@ -9,8 +9,9 @@ import torch
 
 from asr.data import Batch
 from asr.decoding import greedy_decode, greedy_decode_batch
+from asr.features import subsampled_length
 from asr.loss import ctc_loss
-from asr.model import Output, subsampled_length
+from asr.model import Output
 
 
 def reference_decode(log_probs: np.ndarray, blank: int = 0) -> list[int]:

@@ -72,6 +72,35 @@ print(json.dumps([code, out.getvalue()]))
     assert run_python(code, tiny_onnx, clip) == [0, load(tiny_onnx).transcribe(clip) + "\n"]
 
 
+@pytest.fixture
+def without(tmp_path):
+    """The environment of a process that cannot import what is in ABSENT, nor can its children."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_speed_is_measured_without_torch(tiny_onnx, tmp_path, without):
+    flags = ["--threads", "1", "--rounds", "1", "--output_file", tmp_path / "r.json"]
+    done = subprocess.run(
+        [sys.executable, "scripts/benchmark.py", "infer", "--model_path", tiny_onnx, *flags],
+        cwd=ROOT, env=without, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert row["latency"] > 0
+
+
+def test_a_checkpoint_without_torch_is_one_line(tiny_checkpoint, clip, without):
+    done = subprocess.run(
+        [sys.executable, "transcribe.py", "--model_path", tiny_checkpoint, "--audio_path", clip],
+        cwd=ROOT, env=without, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tiny_checkpoint}: needs PyTorch")
+    assert done.stderr.count("\n") == 1
+
+
 @on_linux
 def test_memory_does_not_grow_with_the_recording(tiny_onnx):
     """Ten minutes read in one piece would need 2 GB for one block's attention."""

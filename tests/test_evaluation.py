@@ -1,7 +1,9 @@
 """evaluate.py in process: what it counts, measures, writes, compares and refuses."""
 
 import json
+import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from asr import machine
+from asr import machine, timing
 from asr.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.metrics import error_rates
@@ -125,6 +127,13 @@ def test_speed_is_measured_in_a_process_of_its_own(models, data):
     assert result["rtf"] > 0
     # inference of an .onnx alone, not what this process with torch in it holds
     assert 20e6 < result["peak_rss"] < 200e6 < peak_memory()
+
+
+def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch):
+    """As on Windows: neither /proc nor the module resource."""
+    monkeypatch.setattr(timing, "Path", lambda _: Path("absent"))
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(timing.peak_memory())
 
 
 def test_definitions():

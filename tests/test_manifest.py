@@ -169,8 +169,6 @@ def test_splits_of_a_tree(tmp_path):
     splits = load_splits(tmp_path)
     assert {u.speaker for u in splits.train} == {"1", "2", "3"}
     assert {u.speaker for u in splits.dev} == {"4"}
-    assert not splits.held_out
-    assert splits.test_names == ["test-clean"]
     assert splits.notes == ["not used: extra (neither train*, dev* nor test*)"]
 
 
@@ -182,7 +180,6 @@ def test_splits_of_manifests(tmp_path):
     splits = load_splits(tmp_path)
     assert [u.id for u in splits.train] == ["a", "b"]
     assert [u.id for u in splits.dev] == ["c"]
-    assert splits.test_names == ["test"]
     assert [u.id for u in load_dataset(tmp_path, only="train")] == ["a", "b"]
     with pytest.raises(ManifestError, match="line 1"):
         load_dataset(tmp_path)
@@ -198,7 +195,6 @@ def test_speakers_are_held_out(tmp_path):
     path = tmp_path / "mine.json"  # a split given alone trains whatever its name
     path.write_text(manifest_of([f"s{i}" for i in range(40)]))
     splits = load_splits(path)
-    assert splits.held_out
     assert len({u.speaker for u in splits.dev}) == 2  # 5 % of 40
     assert not {u.speaker for u in splits.dev} & {u.speaker for u in splits.train}
     assert len(splits.train) + len(splits.dev) == 120

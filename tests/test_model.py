@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from asr.config import PRESETS, ModelConfig, preset
+from asr.features import subsampled_length
 from asr.model import (
     ConformerCTC,
     ConvSubsampling,
@@ -19,7 +20,6 @@ from asr.model import (
     count_parameters,
     relative_positions,
     shift_relative,
-    subsampled_length,
 )
 
 SMALL = dict(d_model=16, n_layers=2, n_heads=2, conv_kernel_size=7, subsampling_channels=4,

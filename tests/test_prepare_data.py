@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from asr import download, prepare
-from asr.manifest import load_splits, read_manifest
+from asr.manifest import find_sources, load_splits, read_manifest
 
 main = import_module("scripts.prepare_data").main
 ROOT = Path(__file__).parents[1]
@@ -149,9 +149,9 @@ def test_splits_lie_side_by_side(tmp_path):
     assert main(["--data_dir", str(root / "train-a"), "--output_dir", str(out)]) == 0
     assert main(["--data_dir", str(root / "dev-a"), "--output_dir", str(out)]) == 0
     splits = load_splits(out)
-    assert (len(splits.train), len(splits.dev), splits.held_out) == (1, 1, False)
+    assert (len(splits.train), len(splits.dev), splits.notes) == (1, 1, [])
     assert main(["--data_dir", str(root), "--output_dir", str(out)]) == 0
-    assert load_splits(out).test_names == ["test-a"]
+    assert list(find_sources(out)) == ["dev-a", "test-a", "train-a"]
 
 
 def test_equal_names_get_their_folder(tmp_path):
@@ -246,6 +246,32 @@ def test_disk_full(tmp_path):
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1
         assert [p.name for p in (tmp_path / "out").rglob("*.*")] in ([], ["train.left_out.tsv"])
+
+
+def test_the_demo_replaces_only_what_is_its_own(tmp_path):
+    """A copy of it, with a python that does nothing."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    for folder in (python.parent, tmp_path / "scripts", tmp_path / "mine"):
+        folder.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    demo = tmp_path / "scripts" / "demo.sh"
+    demo.write_text((ROOT / "scripts" / "demo.sh").read_text())
+
+    def run(*argv):
+        return subprocess.run(["bash", demo, *argv], capture_output=True, text=True, check=False)
+
+    (tmp_path / "mine" / "thesis.txt").touch()
+    refused = run("mine")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "mine: " in refused.stderr
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    for argv in ((), (), ("new",), ("new",)):
+        assert run(*argv).returncode == 0
+        old = tmp_path / (argv[0] if argv else "runs/demo") / "old"
+        assert not old.exists()
+        old.touch()
 
 
 def test_help_runs_as_a_script():

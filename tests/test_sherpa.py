@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asr.evaluation import read_test_data, spread
-from asr.manifest import write_manifest
+from asr.manifest import Utterance, write_manifest
 from asr.recognizer import WINDOW, load
 from tests.conftest import babble
 
@@ -39,6 +39,14 @@ def test_missing_files_are_named_before_sherpa_ends_the_process(tiny_onnx, tmp_p
     (tmp_path / "model.onnx").write_bytes(tiny_onnx.read_bytes())
     with pytest.raises(ValueError, match=r"tokens.txt: no such file"):
         check.Sherpa(tmp_path / "model.onnx")
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(clip, tmp_path, monkeypatch, capsys):
+    write_manifest(tmp_path / "test.json", [Utterance(str(clip), 2.0, "hello")])
+    monkeypatch.setattr(check, "compare", None)
+    flags = ["--model_path", "model.onnx", "--test_data", str(tmp_path / "test.json")]
+    assert check.main([*flags, "--output_file", str(tmp_path)]) == 2
+    assert "a folder; name a file in it" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

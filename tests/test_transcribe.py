@@ -227,7 +227,7 @@ class Ear:
     """A backend that hears bursts: token 2 where the energy of a frame is above the mean."""
 
     info = Info(
-        parameters=0, bytes=0, tokens=Tokenizer.characters().tokens, features=FeatureConfig(),
+        parameters=0, tokens=Tokenizer.characters().tokens, features=FeatureConfig(),
         subsampling_factor=4, one_at_a_time=False,
     )  # fmt: skip
 
