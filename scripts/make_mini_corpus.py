@@ -27,7 +27,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.synthesise import PAD, RATE, Kokoro, phonemes_of, trim
+from scripts.synthesise import PAD, RATE, Kokoro, name_of, phonemes_of, trim
 
 MAX_BYTES = 8_000_000
 MIN_COUNT = 15  # every word occurs at least this often in train
@@ -202,12 +202,17 @@ def to_phonemes(texts: list[str], british: bool) -> dict[str, str]:
     return dict(zip(texts, fixed, strict=True))  # "close" is a verb in all of the sentences
 
 
+def wav_of(item: dict[str, Any], work: Path) -> Path:
+    """Where an utterance of the plan is spoken to; another sentence or voice has another name."""
+    return work / f"{name_of(*item.values())}.wav"
+
+
 def synthesise(job: tuple[list[dict[str, Any]], dict[str, dict[str, str]], Path, Path]) -> None:
     """Speak one share of the plan into 16 kHz WAV files; those already there are kept."""
     plan, phonemes, voices, work = job
     model = Kokoro(voices)
     for done, item in enumerate(plan):
-        target = (work / item["path"]).with_suffix(".wav")
+        target = wav_of(item, work)
         if target.exists():
             continue
         spoken = phonemes[item["voice"][0]][item["text"]]
@@ -225,7 +230,7 @@ def outliers(plan: list[dict[str, Any]], work: Path) -> set[str]:
     bad = set()
     lengths, phones = [], []
     for item in plan:
-        samples, _ = soundfile.read((work / item["path"]).with_suffix(".wav"), dtype="float32")
+        samples, _ = soundfile.read(wav_of(item, work), dtype="float32")
         speech = len(samples) / RATE - 2 * PAD
         rms = float(np.sqrt((samples**2).mean()))
         if not np.isfinite(samples).all() or rms < 0.005 or np.abs(samples).max() > 0.999:
@@ -246,14 +251,19 @@ def outliers(plan: list[dict[str, Any]], work: Path) -> set[str]:
 
 
 def encode(plan: list[dict[str, Any]], work: Path, out: Path, level: float) -> None:
-    """Write the missing Opus files and the manifests; check that each file reads back whole."""
+    """Write the Opus files and the manifests; check that each file reads back whole.
+
+    An Opus file is kept where the manifest that is there has the plan's sentence for it.
+    """
     lines: dict[str, list[str]] = {split: [] for split in SIZES}
-    for stale in {p.relative_to(out) for p in out.rglob("*.opus")} - {
-        Path(p["path"]) for p in plan
-    }:
-        (out / stale).unlink()
+    manifests = [m for split in SIZES if (m := out / f"{split}.json").exists()]
+    rows = [json.loads(line) for m in manifests for line in m.read_text().splitlines() if line]
+    planned = {(item["path"], item["text"]) for item in plan}
+    kept = {out / r["audio_filepath"] for r in rows if (r["audio_filepath"], r["text"]) in planned}
+    for stale in set(out.rglob("*.opus")) - kept:
+        stale.unlink()
     for item in plan:
-        samples, _ = soundfile.read((work / item["path"]).with_suffix(".wav"), dtype="float32")
+        samples, _ = soundfile.read(wav_of(item, work), dtype="float32")
         target = out / item["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -325,7 +335,7 @@ def main() -> None:
         plan = make_plan(args.seed)
         plan.sort(key=lambda item: item["split"])  # dev and test first
         if args.spoken:
-            plan = [p for p in plan if (args.work / p["path"]).with_suffix(".wav").exists()]
+            plan = [item for item in plan if wav_of(item, args.work).exists()]
         else:
             texts = sorted({item["text"] for item in plan})
             phonemes = {"a": to_phonemes(texts, False), "b": to_phonemes(texts, True)}

@@ -51,10 +51,15 @@ LETTERS = (20, 220)  # of a sentence: up to about 15 s
 ACCENTS = ("af", "am", "bf", "bm")  # the beginnings of Kokoro's English voices
 
 
+def name_of(*what: object) -> str:
+    """12 hex digits to name a file that holds just this, so that one which is kept is right."""
+    return hashlib.sha256(" ".join(map(str, what)).encode()).hexdigest()[:12]
+
+
 class Saying(NamedTuple):
     """One sentence and how it is said."""
 
-    name: str
+    name: str  # of its file, by `name_of` all that follows
     text: str
     voice: str  # "af_heart:0.6,am_onyx:0.4"
     speed: float
@@ -98,7 +103,7 @@ def make_plan(
     random.Random(seed).shuffle(fitting)
     plan: list[Saying] = []
     letters = 0
-    for index, text in enumerate(fitting):
+    for text in fitting:
         if letters >= hours * 3600 * LETTERS_A_SECOND:
             break
         letters += len(text)
@@ -107,7 +112,8 @@ def make_plan(
         second = rng.choice([voice for voice in voices if voice[0] == first[0]])  # of one accent
         share = rng.randint(5, 10)
         voice = f"{first}:{share / 10},{second}:{1 - share / 10:.1f}"
-        plan.append(Saying(f"{index:06d}", text, voice, round(rng.uniform(0.85, 1.2), 2)))
+        speed = round(rng.uniform(0.85, 1.2), 2)
+        plan.append(Saying(name_of(seed, text, voice, speed), text, voice, speed))
     if not plan:
         raise ValueError(f"no sentence of {LETTERS[0]} to {LETTERS[1]} letters to speak")
     return plan
@@ -212,16 +218,16 @@ def roughen(samples: Array, rng: np.random.Generator) -> Array:
     return samples * np.float32(peak / np.abs(samples).max())
 
 
-def synthesise(job: tuple[list[Saying], list[str], str, Path, int]) -> None:
+def synthesise(job: tuple[list[Saying], list[str], str, Path]) -> None:
     """Writes one share of the plan as 16 kHz FLAC; what is there already is kept."""
-    plan, phonemes, voices, folder, seed = job
+    plan, phonemes, voices, folder = job
     model = Kokoro(Path(voices))
     for done, (saying, spoken) in enumerate(zip(plan, phonemes, strict=True)):
         target = folder / f"{saying.name}.flac"
         if target.exists() or len(spoken) > MAX_SYMBOLS:
             continue
         samples = trim(model.say(spoken, saying.voice, saying.speed)).astype(np.float32)
-        samples = roughen(samples, np.random.default_rng([seed, int(saying.name)]))
+        samples = roughen(samples, np.random.default_rng(int(saying.name, 16)))
         soundfile.write(target.with_suffix(".part"), samples, RATE, format="FLAC")
         target.with_suffix(".part").rename(target)
         if done % 50 == 0:
@@ -264,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output_dir).absolute() / "audio"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (plan[i :: args.jobs], phonemes[i :: args.jobs], args.voices, folder, args.seed)
+        (plan[i :: args.jobs], phonemes[i :: args.jobs], args.voices, folder)
         for i in range(args.jobs)
     ]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
