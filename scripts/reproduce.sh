@@ -4,7 +4,7 @@
 #   scripts/reproduce.sh experiments/an4 ../shared/an4 int8 structured_30
 # MODEL_FOLDER holds the float model.pt. Results go to MODEL_FOLDER/ROW_pt.json and ROW_onnx.json,
 # models to MODEL_FOLDER/ROW/. A row that is named is made again, whatever is there.
-# Fine-tuning takes as many epochs as suit AN4's 48 minutes; EPOCHS_DIVISOR=5 takes a fifth of
+# Fine-tuning takes as many epochs as suit AN4's 42 minutes; EPOCHS_DIVISOR=5 takes a fifth of
 # them, at least one, which suits some hours of speech. FINE_TUNE_DATA=FILE fine-tunes on this data
 # instead of what the model was trained on.
 set -eu
@@ -63,8 +63,7 @@ make_row() {
     python scripts/export_onnx.py --model_path "$folder/$row/model.pt" \
         --output_path "$folder/$row/model.onnx"
     measure "${row}_pt" "$folder/$row/model.pt" --compare "$folder/float_pt.json"
-    # dynamic int8 has one activation scale a call, so one utterance at a time
-    measure "${row}_onnx" "$folder/$row/model.onnx" --batch_size 1 --compare "$folder/${row}_pt.json"
+    measure "${row}_onnx" "$folder/$row/model.onnx" --compare "$folder/${row}_pt.json"
 }
 
 if [ ! -e "$folder/model.pt" ]; then

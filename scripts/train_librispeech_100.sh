@@ -48,10 +48,9 @@ for set in test-clean test-other; do
     measure float_pt baseline/model.pt
     measure float_onnx baseline/model.onnx --compare "$out/$set/float_pt.json"
     measure int8_pt int8/model.pt --compare "$out/$set/float_pt.json"
-    # dynamic int8 has one activation scale a call, so one utterance at a time
-    measure int8_onnx int8/model.onnx --batch_size 1 --compare "$out/$set/int8_pt.json"
+    measure int8_onnx int8/model.onnx --compare "$out/$set/int8_pt.json"
     [ ${#lm[@]} = 0 ] && continue
     measure int8_lm_pt int8/model.pt --compare "$out/$set/float_pt.json" "${lm[@]}"
-    measure int8_lm_onnx int8/model.onnx --batch_size 1 --compare "$out/$set/int8_lm_pt.json" "${lm[@]}"
+    measure int8_lm_onnx int8/model.onnx --compare "$out/$set/int8_lm_pt.json" "${lm[@]}"
 done
 run python scripts/report.py "$out"
