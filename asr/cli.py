@@ -26,11 +26,17 @@ def guarded(function: Callable[[], int | None]) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line; operating-system errors name the file."""
+    """An exception in one line; operating-system errors name the file.
+
+    Of one that PyTorch raises again for a loader's process, the last line has what happened.
+    """
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def add_flags(parser: argparse._ActionsContainer, config: type, skip: Container[str] = ()) -> None:
@@ -90,6 +96,13 @@ def read_structured(path: str) -> Any:
         return tomllib.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON or TOML file: {error}") from None
+
+
+def yes_no(text: str) -> bool:
+    """Parses true or false, for a flag; ValueError otherwise."""
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"{text} is neither true nor false")
+    return text.lower() in ("true", "1")
 
 
 def int_list(text: str) -> tuple[int, ...]:

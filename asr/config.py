@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+
+def check_types(config: Any) -> None:
+    """Raises ValueError for a field of another type than its default; floats may be whole."""
+    for f in fields(config):
+        value, kind = getattr(config, f.name), type(f.default)
+        whole = kind is float and type(value) is int
+        if not (type(value) is kind or whole) or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{f.name} {value!r} must be of the kind of {f.default!r}")
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class FeatureConfig:
     preemphasis: float = 0.97
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.win_length <= self.n_fft:
             raise ValueError(f"win_length {self.win_length} must lie in 1..n_fft ({self.n_fft})")
         if min(self.sample_rate, self.n_mels, self.hop_length) < 1:
@@ -43,7 +54,13 @@ class ModelConfig:
     self_conditioned: bool = False  # feed the intermediate posteriors back into the encoder
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "intermediate_layers", tuple(self.intermediate_layers))
+        if isinstance(self.intermediate_layers, list):
+            object.__setattr__(self, "intermediate_layers", tuple(self.intermediate_layers))
+        check_types(self)
+        for name in ("vocab_size", "n_mels", "d_model", "n_layers", "n_heads", "ff_expansion",
+                     "conv_kernel_size", "subsampling_channels"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if self.d_model % self.n_heads or self.d_model % 2:
             raise ValueError(
                 f"d_model {self.d_model} must be even and divisible by n_heads {self.n_heads}"
@@ -56,7 +73,7 @@ class ModelConfig:
             )
         if self.subsampling_factor not in (2, 4, 8):
             raise ValueError(f"subsampling_factor {self.subsampling_factor} is not one of 2, 4, 8")
-        if any(not 0 < i < self.n_layers for i in self.intermediate_layers):
+        if any(type(i) is not int or not 0 < i < self.n_layers for i in self.intermediate_layers):
             raise ValueError(
                 f"intermediate_layers {self.intermediate_layers} must lie in 1..{self.n_layers - 1}"
             )

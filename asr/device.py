@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,15 +10,23 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
+    """'auto' is the GPU if there is one; a GPU without a number is this process's (torchrun's)."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    return device
+    if device.type != "cuda":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: no GPU has the number {index}, there are {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", index)
 
 
 def choose_precision(name: str, device: torch.device) -> str:

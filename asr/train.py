@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from asr.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from asr.cli import add_flags, from_flags, guarded, int_list, read_config_file
+from asr.cli import add_flags, from_flags, guarded, int_list, read_config_file, yes_no
 from asr.config import PRESETS, FeatureConfig, ModelConfig, preset
 from asr.data import drop_impossible
+from asr.device import choose_device
 from asr.manifest import Utterance, load_splits
 from asr.model import ConformerCTC, count_parameters
 from asr.tokenizer import ENGLISH, Tokenizer
@@ -25,7 +26,7 @@ from asr.training import Trainer
 DIMENSIONS: dict[str, Any] = {
     "d_model": int, "n_layers": int, "n_heads": int, "ff_expansion": int, "conv_kernel_size": int,
     "subsampling": str, "subsampling_factor": int, "subsampling_channels": int, "dropout": float,
-    "intermediate_layers": int_list, "self_conditioned": lambda text: text.lower() in ("1", "true"),
+    "intermediate_layers": int_list, "self_conditioned": yes_no,
 }  # fmt: skip
 
 
@@ -72,8 +73,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     config: TrainConfig = from_flags(TrainConfig, args)
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if distributed:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         return train(args, config)
     finally:
@@ -85,13 +89,16 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
     first = not dist.is_initialized() or dist.get_rank() == 0
     say = print if first else lambda *_: None
     output_dir = Path(args.output_dir)
-    last = output_dir / "last.pt"
-    if args.resume and not last.exists():
-        say(f"{last} does not exist yet: starting from the beginning")
-    elif not args.resume and last.exists():
+    last, model = output_dir / "last.pt", output_dir / "model.pt"
+    if last.exists() and not args.resume:
         raise ValueError(
             f"{last} holds a run already; go on with --resume, or choose another --output_dir"
         )
+    if not last.exists():
+        if model.exists():
+            raise ValueError(f"{model} is there already; choose another --output_dir")
+        if args.resume:
+            say(f"{last} does not exist yet: starting from the beginning")
     splits = load_splits(args.data_dir, seed=config.seed)
     for note in splits.notes:
         say(note)
@@ -106,6 +113,8 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
         checkpoint.data = {"train": args.data_dir}
     else:
         checkpoint = new_checkpoint(args, splits.train, config.seed)
+    if resuming or args.init_from:
+        check_same_model(args, checkpoint)
     train_set = usable(splits.train, checkpoint, config, say)
     dev_set = usable(splits.dev, checkpoint, config, lambda *_: None)
     trainer = Trainer(checkpoint, config, train_set, dev_set, output_dir)
@@ -146,26 +155,61 @@ def start_from(path: str) -> Checkpoint:
 
 def new_checkpoint(args: argparse.Namespace, train_set: list[Utterance], seed: int) -> Checkpoint:
     """A fresh model and tokenizer from the flags."""
+    if args.tokenizer not in (None, "char", "bpe"):
+        raise ValueError(f"--tokenizer {args.tokenizer!r} is not one of char, bpe")
+    if args.tokenizer == "bpe" and args.alphabet:
+        raise ValueError("--alphabet is for --tokenizer char; bpe takes its from the texts")
+    if args.tokenizer != "bpe" and args.vocab_size:
+        raise ValueError(f"--vocab_size {args.vocab_size} is for --tokenizer bpe")
     if args.tokenizer == "bpe":
         tokenizer = Tokenizer.bpe((u.text for u in train_set), args.vocab_size or 128)
     elif args.alphabet == "auto":
         tokenizer = Tokenizer.characters_of(u.text for u in train_set)
     else:
         tokenizer = Tokenizer.characters(args.alphabet or ENGLISH)
-    changes = {name: getattr(args, name) for name in DIMENSIONS}
-    if args.n_layers and args.intermediate_layers is None:
-        changes["intermediate_layers"] = (args.n_layers // 2,) if args.n_layers > 1 else ()
-    model_config: ModelConfig = preset(args.preset or "small", vocab_size=len(tokenizer), **changes)
+    model_config: ModelConfig = preset(
+        args.preset or "small", vocab_size=len(tokenizer), **dimensions(args)
+    )
     torch.manual_seed(seed)
     return Checkpoint(
         ConformerCTC(model_config), tokenizer, FeatureConfig(), {"train": args.data_dir}
     )
 
 
+def dimensions(args: argparse.Namespace) -> dict[str, Any]:
+    """The dimensions that were given; with n_layers alone, the intermediate CTC is half-way."""
+    given = {name: v for name in DIMENSIONS if (v := getattr(args, name)) is not None}
+    if args.n_layers and args.intermediate_layers is None:
+        given["intermediate_layers"] = (args.n_layers // 2,) if args.n_layers > 1 else ()
+    return given
+
+
+def check_same_model(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """With --init_from or --resume the model is there: a flag that wants another is a mistake."""
+    config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+    wanted = PRESETS.get(args.preset, {}) | dimensions(args)
+    wanted |= {"tokenizer": args.tokenizer, "vocab_size": args.vocab_size}
+    if args.alphabet not in (None, "auto"):
+        wanted["alphabet"] = "".join(Tokenizer.characters(args.alphabet).tokens[2:])
+    there = vars(config) | {
+        "tokenizer": "bpe" if tokenizer.sentencepiece_model else "char",
+        "alphabet": "".join(tokenizer.tokens[2:]),
+    }
+    for name, value in wanted.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if value is not None and value != there[name]:
+            raise ValueError(
+                f"--{name} {value}: the model that training starts from has {there[name]}"
+            )
+
+
 def usable(
     utterances: list[Utterance], checkpoint: Checkpoint, config: TrainConfig, say: Any
 ) -> list[Utterance]:
     """Utterances that can be trained on; says how many cannot, and why."""
+    absent = [u.audio_filepath for u in utterances if not Path(u.audio_filepath).exists()]
+    if absent:
+        raise ValueError(f"{absent[0]}: no such recording ({len(absent)} of the data are missing)")
     short = [u for u in utterances if u.duration <= config.max_duration]
     if len(short) < len(utterances):
         say(f"left out: {len(utterances) - len(short)} longer than {config.max_duration:g} s")
@@ -192,7 +236,7 @@ def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> No
         "num_workers", "log_every", "save_every", "tensorboard", "device", "patience", "threads",
     }  # fmt: skip
     now = vars(config)
-    other = [f"--{k} {saved[k]}" for k in now if k not in free and saved.get(k) != now[k]]
+    other = [f"--{k} {v}" for k, v in saved.items() if k not in free and v != now.get(k, v)]
     if other:
         raise ValueError(
             f"{where}: was trained with {' '.join(other)}; give the same to resume, or start anew "

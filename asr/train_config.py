@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asr.augment import AugmentConfig
+from asr.config import check_types
 
 
 def _flag(default: Any, help: str, **extra: Any) -> Any:
@@ -51,10 +52,15 @@ class TrainConfig:
     tensorboard: bool = _flag(True, "write TensorBoard event files")
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("epochs", "batch_size", "batch_seconds", "accumulate", "learning_rate",
-                     "log_every", "max_duration"):  # fmt: skip
+                     "grad_clip", "log_every", "max_duration"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "warmup_steps", "sorted_epochs", "gain", "time_masks",
+                     "freq_masks", "patience", "threads", "num_workers", "save_every"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in ("intermediate_weight", "ema", "specaugment_start", "speed", "warp", "noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie in [0, 1)")

@@ -7,12 +7,14 @@ bits as one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,7 @@ class Trainer:
             [u.duration for u in self.train_set.utterances], epoch, config.batch_size,
             config.batch_seconds, config.seed, epoch < config.sorted_epochs, config.augment,
         )  # fmt: skip
-        batches += batches[: -len(batches) % self.world]
+        batches += list(islice(cycle(batches), -len(batches) % self.world))
         masks = epoch >= config.specaugment_start * config.epochs
         return [(epoch, masks, batch) for batch in batches[self.rank :: self.world]]
 
@@ -182,40 +184,40 @@ class Trainer:
             self.train_set, keys[self.batches_done :], config.num_workers,
             self.device.type == "cuda",
         )  # fmt: skip
-        bar = tqdm(
-            total=len(keys), initial=self.batches_done, desc=f"epoch {self.epoch + 1}",
-            disable=self.rank > 0, unit="batch", leave=False, mininterval=1.0,
-        )  # fmt: skip
         self.wait_seconds, begin = 0.0, time.perf_counter()
         losses: list[Tensor] = []
         seconds, since = 0.0, begin
-        for group in self.groups(iter(loader)):
-            progress = (self.epoch + self.batches_done / len(keys)) / config.epochs
-            loss, norm = self.train_step(group, progress)
-            losses.append(loss)
-            seconds += sum(b.seconds for b in group) * self.world
-            self.batches_done += len(group)
-            bar.update(len(group))
-            if self.step % config.log_every == 0:
-                mean = float(torch.stack(losses).mean())  # waits for the GPU, once in log_every
-                now = time.perf_counter()
-                entry = {
-                    "step": self.step, "epoch": self.epoch + 1, "loss": round(mean, 4),
-                    "lr": self.optimizer.param_groups[0]["lr"], "grad_norm": round(float(norm), 3),
-                    "audio_per_second": round(seconds / (now - since), 1),
-                    "skipped": int(self.skipped),
-                }  # fmt: skip
-                self.write_log(entry)
-                bar.set_postfix(
-                    loss=f"{mean:.3f}", lr=f"{entry['lr']:.1e}",
-                    speed=f"{entry['audio_per_second']:.0f} s/s",
-                )  # fmt: skip
-                losses, seconds, since = [], 0.0, now
-            if self.stop_now():
-                break
-            if config.save_every and self.step % config.save_every == 0:
-                self.save_state()
-        bar.close()
+        with tqdm(
+            total=len(keys), initial=self.batches_done, desc=f"epoch {self.epoch + 1}",
+            disable=self.rank > 0, unit="batch", leave=False, mininterval=1.0,
+        ) as bar:  # fmt: skip
+            for group in self.groups(iter(loader)):
+                progress = (self.epoch + self.batches_done / len(keys)) / config.epochs
+                loss, norm = self.train_step(group, progress)
+                losses.append(loss)
+                seconds += sum(b.seconds for b in group) * self.world
+                self.batches_done += len(group)
+                bar.update(len(group))
+                if self.step % config.log_every == 0:
+                    mean = float(torch.stack(losses).mean())  # waits for the GPU, once in log_every
+                    now = time.perf_counter()
+                    entry = {
+                        "step": self.step, "epoch": self.epoch + 1, "loss": round(mean, 4),
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        "grad_norm": round(float(norm), 3),
+                        "audio_per_second": round(seconds / (now - since), 1),
+                        "skipped": int(self.skipped),
+                    }  # fmt: skip
+                    self.write_log(entry)
+                    bar.set_postfix(
+                        loss=f"{mean:.3f}", lr=f"{entry['lr']:.1e}",
+                        speed=f"{entry['audio_per_second']:.0f} s/s",
+                    )  # fmt: skip
+                    losses, seconds, since = [], 0.0, now
+                if self.stop_now():
+                    break
+                if config.save_every and self.step % config.save_every == 0:
+                    self.save_state()
         self.busy_seconds = time.perf_counter() - begin
 
     # ---- the run --------------------------------------------------------------------------
@@ -237,6 +239,10 @@ class Trainer:
                     self.say(f"no better dev WER for {patience} epochs: stopped early")
                     break
             return True
+        except (ValueError, OSError):  # a recording that cannot be read, say
+            if self.step:
+                self.save_state()
+            raise
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
@@ -317,16 +323,26 @@ class Trainer:
             return
         c = self.checkpoint
         training = {
-            "config": asdict(self.config), "step": self.step, "epoch": self.epoch,
-            "batches_done": self.batches_done, "best_wer": self.best_wer,
-            "best_epoch": self.best_epoch, "skipped": int(self.skipped), "log": self.log,
-            "average": self.average.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "config": asdict(self.config), "processes": self.world, "data": self.data_digest(),
+            "step": self.step, "epoch": self.epoch, "batches_done": self.batches_done,
+            "best_wer": self.best_wer, "best_epoch": self.best_epoch, "skipped": int(self.skipped),
+            "log": self.log, "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         state = Checkpoint(self.model, c.tokenizer, c.features, c.data, c.history, training)
         save_checkpoint(self.output_dir / "last.pt", state)
 
     def resume(self, training: dict[str, Any]) -> None:
-        """Takes up the state of a last.pt whose model weights are already in `self.model`."""
+        """Takes up the state of a last.pt whose model weights are already in `self.model`.
+
+        A ValueError where batches counted on would be others: other data, or other processes.
+        """
+        if training.get("processes", self.world) != self.world:
+            raise ValueError(f"this run has {training['processes']} processes, not {self.world}: "
+                             "go on with as many")  # fmt: skip
+        if training.get("data", "") not in ("", self.data_digest()):
+            raise ValueError("the training data is not that of this run: go on with the same, or "
+                             "start anew from its model with --init_from")  # fmt: skip
         self.average.model.load_state_dict(training["average"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.step, self.epoch = training["step"], training["epoch"]
@@ -337,6 +353,11 @@ class Trainer:
         if self.rank == 0:  # drop lines of steps that will be taken again
             lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
             (self.output_dir / "log.jsonl").write_text(lines, encoding="utf-8")
+
+    def data_digest(self) -> str:
+        """Of what is said in the training data and how long it takes, not of where it lies."""
+        said = "".join(f"{u.duration} {u.text}\n" for u in self.train_set.utterances)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def write_log(self, entry: dict[str, Any]) -> None:
         """One line of log.jsonl, and the same numbers to TensorBoard."""

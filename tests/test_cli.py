@@ -24,6 +24,7 @@ from asr.cli import (
     int_list,
     read_config_file,
     read_structured,
+    yes_no,
 )
 from asr.tokenizer import Tokenizer
 from compress import cli, core, finetuning, methods, report
@@ -94,6 +95,9 @@ def test_flags_have_types_choices_and_checks(capsys):
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.pt"), 2,
          "error: a.pt: No space left on device"),
         (OSError("plain"), 2, "error: plain"),
+        (ValueError("Caught AudioError in a process.\nOriginal Traceback (most recent call last):\n"
+                    "  File x\nasr.audio.AudioError: a.wav: not audio\n"), 2,
+         "error: a.wav: not audio"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )  # fmt: skip
@@ -165,6 +169,12 @@ def test_a_config_file_is_an_object(tmp_path):
 @pytest.mark.parametrize(("text", "expected"), [("", ()), ("3", (3,)), ("2, 4,", (2, 4))])
 def test_int_list(text, expected):
     assert int_list(text) == expected
+
+
+def test_yes_no():
+    assert (yes_no("True"), yes_no("0")) == (True, False)
+    with pytest.raises(ValueError, match="neither"):
+        yes_no("yess")
 
 
 # compress.py

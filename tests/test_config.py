@@ -51,6 +51,9 @@ def test_unknown_preset_and_keys_are_named():
         ({"conv_kernel_size": 30}, "30 must be odd"), ({"subsampling": "none"}, "'none'"),
         ({"subsampling_factor": 3}, "3 is not one of 2, 4, 8"), ({"dropout": 1.0}, "dropout"),
         ({"intermediate_layers": (16,)}, r"1\.\.15"), ({"intermediate_layers": (0,)}, r"1\.\.15"),
+        ({"n_heads": 0}, "n_heads 0 must be at least 1"), ({"d_model": "8"}, "d_model '8'"),
+        ({"intermediate_layers": "2,4"}, "intermediate_layers '2,4'"),
+        ({"intermediate_layers": ("2",)}, r"1\.\.15"), ({"dropout": float("nan")}, "dropout nan"),
         ({"self_conditioned": True}, "needs intermediate_layers"),
     ],
 )  # fmt: skip

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr.checkpoint import load_checkpoint
+from asr.checkpoint import load_checkpoint, save_checkpoint
+from asr.manifest import load_splits
 from asr.optim import AveragedModel, learning_rate_at
 from asr.train import main, start_from
 from asr.train_config import TrainConfig
@@ -208,12 +209,29 @@ def test_bpe_and_config_file(corpus, tmp_path):
     settings = {"tokenizer": "bpe", "vocab_size": 8, "epochs": 7, "sorted_epochs": 3}
     config.write_text(json.dumps(settings))
     more = ["--config", str(config), "--epochs", "1", "--sorted_epochs", "0"]
-    assert main(flags(corpus, tmp_path / "run", *more)) == 0
+    args = flags(corpus, tmp_path / "run", *more)
+    args.remove("--alphabet")
+    args.remove("abc")
+    assert main(args) == 0
     checkpoint = load_checkpoint(tmp_path / "run" / "model.pt")
     assert len(checkpoint.tokenizer) == 8
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("abc a")) == "abc a"
     used = checkpoint.history[-1]["config"]  # the command line wins, with 0 as well
     assert (used["epochs"], used["sorted_epochs"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": "10"}, {"noise": "0.1"}, {"threads": True}, {"tokenizer": "BPE"}]
+)
+def test_wrong_types_in_a_config_file_are_named(corpus, tmp_path, capsys, wrong):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(wrong))
+    args = ["--data_dir", str(corpus), "--output_dir", str(tmp_path / "run")]
+    assert main([*args, "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert "{} {!r}".format(*next(iter(wrong.items()))) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +243,11 @@ def test_bpe_and_config_file(corpus, tmp_path):
         (["--init_from", "no.pt"], "no.pt: no such file"),
         (["--d_model", "15"], "d_model 15"),
         (["--device", "tpu9"], "not a device"),
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--threads", "-1"], "--threads -1 must not be below 0"),
+        (["--grad_clip", "0"], "--grad_clip 0.0 must be above 0"),
+        (["--vocab_size", "9"], "--vocab_size 9 is for --tokenizer bpe"),
+        (["--tokenizer", "bpe"], "--alphabet is for --tokenizer char"),
     ],
 )
 def test_mistakes_give_one_line_and_no_folder(corpus, tmp_path, capsys, more, message):
@@ -242,6 +265,67 @@ def test_finished_run_is_not_overwritten(corpus, tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
     assert main(flags(corpus, tmp_path, "--epochs", "1", "--learning_rate", "3", "--resume")) == 2
     assert "--learning_rate" in capsys.readouterr().err
+    (tmp_path / "last.pt").unlink()
+    model = (tmp_path / "model.pt").read_bytes()
+    assert main(flags(corpus, tmp_path, "--epochs", "1")) == 2
+    assert "model.pt is there already" in capsys.readouterr().err
+    assert (tmp_path / "model.pt").read_bytes() == model
+
+
+@pytest.mark.parametrize("start", ["--resume", "--init_from"])
+def test_flags_cannot_change_a_model_that_is_there(corpus, tmp_path, capsys, start):
+    assert main(flags(corpus, tmp_path / "a", "--epochs", "1")) == 0
+    more = ["--resume"] if start == "--resume" else [start, str(tmp_path / "a" / "model.pt")]
+    output = tmp_path / ("a" if start == "--resume" else "b")
+    for name, value in (("d_model", "32"), ("dropout", "0.3"), ("tokenizer", "bpe"),
+                        ("alphabet", "abcd"), ("preset", "tiny")):  # fmt: skip
+        assert main(flags(corpus, output, "--epochs", "1", *more, f"--{name}", value)) == 2
+        error = capsys.readouterr().err
+        assert "the model that training starts from has" in error
+        assert f"--{name}" in error or name == "preset"
+
+
+def test_a_run_goes_on_only_with_its_own_data_and_processes(corpus, tmp_path, monkeypatch, capsys):
+    assert main(flags(corpus, tmp_path / "run", "--epochs", "1")) == 0
+    other = write_corpus(tmp_path / "other", per_text=1)
+    assert main(flags(other, tmp_path / "run", "--epochs", "1", "--resume")) == 2
+    assert "training data is not that of this run" in capsys.readouterr().err
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    state.training["processes"] = 2
+    save_checkpoint(tmp_path / "run" / "last.pt", state)
+    assert main(flags(corpus, tmp_path / "run", "--epochs", "1", "--resume")) == 2
+    assert "this run has 2 processes, not 1" in capsys.readouterr().err
+
+
+def test_a_broken_recording_is_named_and_what_was_learnt_is_kept(tmp_path, capsys):
+    """In a process of the loader; mended, the run goes on."""
+    corpus = write_corpus(tmp_path / "corpus")
+    more = ["--num_workers", "1", "--sorted_epochs", "0", "--epochs", "1"]
+    broken = sorted(corpus.glob("train-*.wav"))[5]
+    sound = broken.read_bytes()
+    broken.write_text("no sound")
+    assert main(flags(corpus, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {broken}: " in error
+    assert "Traceback" not in error
+    broken.write_bytes(sound)
+    assert main(flags(corpus, tmp_path / "run", *more, "--resume")) == 0
+    broken.unlink()
+    assert main(flags(corpus, tmp_path / "again", *more)) == 2
+    assert f"{broken}: no such recording (1 of" in capsys.readouterr().err
+
+
+def test_every_process_has_as_many_batches(corpus, tmp_path):
+    """Also where there are fewer batches than processes."""
+    assert main(flags(corpus, tmp_path, "--epochs", "1")) == 0
+    utterances = load_splits(corpus).train[:3]
+    config = TrainConfig(batch_size=16, threads=1)
+    trainer = Trainer(load_checkpoint(tmp_path / "last.pt"), config, utterances, [], tmp_path)
+    trainer.world = 4
+    shares = []
+    for trainer.rank in range(4):
+        shares.append(len(trainer.epoch_keys(0)))
+    assert shares == [1, 1, 1, 1]
 
 
 def test_output_folder_not_writable(corpus, tmp_path, capsys):
