@@ -54,7 +54,10 @@ def load(
         )
     config = checkpoint.model.config
     utterances, _ = drop_impossible(
-        speech(where), checkpoint.tokenizer, checkpoint.features, config.subsampling_factor
+        speech(checkpoint, where),
+        checkpoint.tokenizer,
+        checkpoint.features,
+        config.subsampling_factor,
     )
     utterances = [u for u in utterances if u.duration <= SECONDS / 10]
     if not utterances:
@@ -70,10 +73,10 @@ def load(
     return Calibration([dataset[key] for key in plain_batches(chosen, batch_size)], where)
 
 
-def speech(where: str, prefer: str = "train") -> list[Utterance]:
+def speech(checkpoint: Checkpoint, where: str, prefer: str = "train") -> list[Utterance]:
     """The utterances at `where` that are in no split named test*: those of `prefer`* if any.
 
-    Where nothing is named dev*, that is what training holds out.
+    Where nothing is named dev*, what is held out is what the checkpoint's training held out.
     """
     sources = find_sources(where)
     allowed = {name: p for name, p in sources.items() if not name.lower().startswith("test")}
@@ -82,8 +85,11 @@ def speech(where: str, prefer: str = "train") -> list[Utterance]:
             f"{where}: only test data ({', '.join(sources)}), which compression never looks at; "
             "name training or dev data"
         )
-    if any(name.lower().startswith("train") for name in allowed):
-        splits = load_splits(where)
+    trained_on = checkpoint.data.get("train", "")
+    same = trained_on and Path(where).resolve() == Path(trained_on).resolve()
+    if same or any(name.lower().startswith("train") for name in allowed):
+        runs = [entry["config"] for entry in checkpoint.history if entry.get("step") == "train"]
+        splits = load_splits(where, seed=runs[-1].get("seed", 0) if runs else 0)
         return splits.train if prefer == "train" else splits.dev
     return [utterance for p in allowed.values() for utterance in read_source(p)]
 

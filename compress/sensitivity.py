@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from asr.checkpoint import Checkpoint
 from asr.data import BatchDataset
-from asr.manifest import Utterance, load_splits
+from asr.manifest import Utterance
 from asr.metrics import error_rates
 from compress import core, distillation, finetuning, packing
 from compress.allocation import allocate
@@ -263,7 +263,7 @@ def fit_wer(
 def dev_speech(checkpoint: Checkpoint, path: str = "") -> list[Utterance]:
     """The dev data at `path`, or that of the training; a ValueError where there is none."""
     if path:
-        return speech(path, prefer="dev")
+        return speech(checkpoint, path, "dev")
     where = checkpoint.data.get("train", "")
     if not where:
         raise ValueError(
@@ -274,8 +274,7 @@ def dev_speech(checkpoint: Checkpoint, path: str = "") -> list[Utterance]:
         raise ValueError(
             f"{where}: the data that the checkpoint was trained on is gone: give --dev_data"
         )
-    seed = finetuning.train_config(checkpoint, finetuning.Options(fine_tune_epochs=1)).seed
-    return load_splits(where, seed=seed).dev
+    return speech(checkpoint, where, "dev")
 
 
 def choose_steps(

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.output_file)
     first = load_checkpoint(args.model_path[0])
     held_out, _ = drop_impossible(
-        calibration.speech(args.data, "dev"), first.tokenizer, first.features,
+        calibration.speech(first, args.data, "dev"), first.tokenizer, first.features,
         first.model.config.subsampling_factor,
     )  # fmt: skip
     dataset = BatchDataset(held_out, first.tokenizer, first.features)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.checkpoint import load_checkpoint
 from asr.cli import guarded
-from asr.evaluation import write_json
+from asr.evaluation import check_writable, write_json
 from asr.machine import command_line, commit, describe_machine, portable_path
 from compress import calibration, sensitivity
 
@@ -46,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
     for text in args.settings:
         sensitivity.parse_setting(text, args.by)
     checkpoint = load_checkpoint(args.model_path)
-    dev = calibration.speech(args.dev_data, "dev")[: args.dev_utterances] if args.dev_data else []
+    dev = calibration.speech(checkpoint, args.dev_data, "dev") if args.dev_data else []
     speech = calibration.load(checkpoint, args.calibration_data, most=args.utterances)
-    found = sensitivity.scan(checkpoint, args.settings, speech, dev, args.by)
+    folder = Path(args.output_dir)
+    check_writable(folder / "sensitivity.json")
+    found = sensitivity.scan(checkpoint, args.settings, speech, dev[: args.dev_utterances], args.by)
     found["source"] = portable_path(found["source"])
     about = {"model": portable_path(args.model_path), "command": args.command,
              "commit": commit(), "machine": describe_machine()}  # fmt: skip
-    folder = Path(args.output_dir)
     write_json(folder / "sensitivity.json", about | found)
     plot(found, folder / "sensitivity.png")
     rows = [(o["distance"], row["name"], text) for row in found["layers"]

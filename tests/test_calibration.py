@@ -8,7 +8,7 @@ from torch import nn
 
 from asr.checkpoint import Checkpoint
 from asr.config import ModelConfig
-from asr.manifest import ManifestError
+from asr.manifest import ManifestError, load_splits
 from asr.model import ConformerCTC
 from asr.tokenizer import Tokenizer
 from compress import calibration
@@ -37,9 +37,23 @@ def test_training_speech_by_default(checkpoint, corpus):
     speech = calibration.load(checkpoint)
     assert speech.source == str(corpus)
     assert sum(len(b.indices) for b in speech.batches) == 18
-    assert paths(calibration.speech(str(corpus))) == {"train"}
-    assert paths(calibration.speech(str(corpus), "dev")) == {"dev"}
-    assert paths(calibration.speech(str(corpus / "dev.json"))) == {"dev"}
+    assert paths(calibration.speech(checkpoint, str(corpus))) == {"train"}
+    assert paths(calibration.speech(checkpoint, str(corpus), "dev")) == {"dev"}
+    assert paths(calibration.speech(checkpoint, str(corpus / "dev.json"))) == {"dev"}
+
+
+def test_what_is_held_out_is_what_training_held_out(tmp_path):
+    """By the seed of the training, and where a manifest of any name was split for it."""
+    own = [{"step": "train", "config": {"seed": 3}}]
+    whole = write_corpus(tmp_path / "corpus") / "train.json"
+    manifest = whole.rename(whole.with_name("my_corpus.json"))
+    checkpoint = Checkpoint(None, None, data={"train": str(manifest)}, history=own)
+    splits = load_splits(manifest, seed=3)
+    assert calibration.speech(checkpoint, str(manifest), "dev") == splits.dev
+    assert calibration.speech(checkpoint, str(manifest)) == splits.train
+    assert load_splits(manifest).dev != splits.dev
+    other = Checkpoint(None, None, data={"train": "elsewhere"}, history=own)
+    assert len(calibration.speech(other, str(manifest), "dev")) == 18  # named for it, so all of it
 
 
 def test_the_same_part_every_time(checkpoint):

@@ -284,7 +284,7 @@ def test_dynamic_int8_hears_one_dev_utterance_at_a_time(checkpoint, precision, m
 
     monkeypatch.setattr(finetuning.FineTuner, "dev_rates", watched)
     core.run(checkpoint, steps("quantization", precision=precision, fine_tune_epochs=1))
-    dev = calibration.speech(checkpoint.data["train"], "dev")
+    dev = calibration.speech(checkpoint, checkpoint.data["train"], "dev")
     if precision == "int8":
         assert shapes == [(1, int(100 * u.duration) + 1) for u in dev]
     else:
@@ -342,6 +342,6 @@ def test_held_out_measures_against_the_first_model(checkpoint, corpus, tmp_path,
 
 def dev_batch(checkpoint, corpus):
     """All held-out utterances of the corpus in one padded batch."""
-    found = calibration.speech(str(corpus), "dev")
+    found = calibration.speech(checkpoint, str(corpus), "dev")
     dataset = BatchDataset(found, checkpoint.tokenizer, checkpoint.features)
     return dataset[0, False, tuple(range(len(found)))]

@@ -85,7 +85,7 @@ def test_the_distance_is_that_of_the_layer_alone(checkpoint, found, speech):
 
 
 def test_modules_are_scanned_together(checkpoint, speech, corpus):
-    dev = calibration.speech(str(corpus), "dev")
+    dev = calibration.speech(checkpoint, str(corpus), "dev")
     found = sensitivity.scan(checkpoint, [INT4], speech, dev, by="module")
     names = [row["name"] for row in found["layers"]]
     assert names[:4] == ["subsampling", "blocks.0.ff1", "blocks.0.attn", "blocks.0.conv"]
@@ -140,7 +140,7 @@ def test_out_of_reach(checkpoint, found):
 
 def test_dynamic_int8_is_measured_one_utterance_at_a_time(checkpoint, found, corpus, tmp_path):
     """As evaluate.py does: neighbours and padding would change the scale of the activations."""
-    dev = calibration.speech(str(corpus), "dev")
+    dev = calibration.speech(checkpoint, str(corpus), "dev")
     step = core.make_step("quantization", {"include": "blocks.1.*"})
     changed = core.run(copy.deepcopy(checkpoint), [step])
     save_checkpoint(tmp_path / "model.pt", changed)
@@ -303,3 +303,15 @@ def test_test_data_is_never_looked_at(checkpoint, tmp_path, corpus, capsys):
     assert "only test data (test)" in capsys.readouterr().err
     assert main([*model, "--dev_data", str(test)]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_scan(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    (tmp_path / "out" / "sensitivity.json").mkdir(parents=True)
+    monkeypatch.setattr(sensitivity, "scan", None)
+    main = runpy.run_path(str(SCRIPT))["main"]
+    model = ["--model_path", str(tmp_path / "model.pt")]
+    assert main([*model, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "sensitivity.json: a folder" in capsys.readouterr().err
