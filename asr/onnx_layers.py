@@ -120,7 +120,10 @@ def strided_slice(
 
 
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x as uint8, with its scale and zero point (scalars): ONNX's DynamicQuantizeLinear."""
+    """ONNX's DynamicQuantizeLinear: uint8 values like x, scale () float32, zero point () uint8.
+
+    x is about (values - zero_point) * scale; the range includes 0, halves round to even.
+    """
     if torch.onnx.is_in_onnx_export():
         q, scale, zero_point = onnx_ops.symbolic_multi_out(
             "DynamicQuantizeLinear",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.onnx_layers import dynamic_quantize
 from compress import rounding
 
 
@@ -21,14 +22,10 @@ def straight_through(value: Tensor, of: Tensor) -> Tensor:
 
 
 def fake_dynamic_quantize(x: Tensor) -> Tensor:
-    """x as `quantized.dynamic_quantize` would represent it, differentiable."""
+    """x as `dynamic_quantize` represents it, differentiable."""
     with torch.no_grad():
-        exact = x.float()
-        low, high = exact.amin().clamp(max=0), exact.amax().clamp(min=0)
-        scale = (high - low) / 255
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = (-low / scale).clamp(0, 255).round()
-        value = (((exact / scale).round() + zero).clamp(0, 255) - zero) * scale
+        values, scale, zero_point = dynamic_quantize(x.float())
+        value = (values.float() - zero_point.float()) * scale
     return straight_through(value.to(x.dtype), x)
 
 

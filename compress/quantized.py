@@ -13,21 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr import onnx_layers
+from asr.onnx_layers import dynamic_quantize
 from compress import convolution, fakequant, packing, rounding
 from compress.core import round_to_half
-
-
-def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ONNX's DynamicQuantizeLinear: uint8 values like x, scale () float32, zero point () int32.
-
-    x is about (values - zero_point) * scale; the range includes 0, halves round to even.
-    """
-    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
-    scale = (high - low) / 255
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero_point = (-low / scale).clamp(0, 255).round()
-    values = ((x / scale).round() + zero_point).clamp(0, 255).to(torch.uint8)
-    return values, scale, zero_point.to(torch.int32)
 
 
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -133,6 +121,7 @@ class Int8Linear(QuantLinear):
             return super().forward(fakequant.fake_dynamic_quantize(x))
         shape = x.shape
         x, x_scale, x_zero = dynamic_quantize(x.float().flatten(0, -2))
+        x_zero = x_zero.to(torch.int32)
         y = integer_product(x, self.qweight)  # (N, out) int32
         y = y - x_zero * self.qweight.sum(1, dtype=torch.int32)
         if self.zero_point is not None:
@@ -229,7 +218,7 @@ class Int8Conv(QuantConv):
         rows = values.permute(0, 2, 3, 1, 4, 5)
         weight = self.qweight.flatten(1)
         y = integer_product(rows.reshape(-1, weight.shape[1]), weight)
-        y = y - x_zero * weight.sum(1, dtype=torch.int32)
+        y = y - x_zero.to(torch.int32) * weight.sum(1, dtype=torch.int32)
         result = y.float() * (x_scale * self.scale)
         if self.bias is not None:
             result = result + self.bias

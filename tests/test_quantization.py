@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import nn
 
+from asr.onnx_layers import dynamic_quantize
 from compress import quantization, rounding
 from compress.equalization import equalize
 from compress.fakequant import FakeQuantLinear
@@ -17,7 +18,6 @@ from compress.quantized import (
     Int8Linear,
     QuantConv,
     QuantLinear,
-    dynamic_quantize,
     quantized_conv,
 )
 
