@@ -46,7 +46,7 @@ from asr.transcripts import Line, read_lines, without, words_of
 RATE = 16000  # of what is written; Kokoro itself speaks at 24 kHz
 PAD = 0.15  # seconds kept before and after the speech
 MAX_SYMBOLS = 508  # phonemes of the longest text
-LETTERS_A_SECOND = 15  # about, to plan how many sentences make so many hours
+LETTERS_A_SECOND = 17  # about, to plan how many sentences make so many hours
 LETTERS = (20, 220)  # of a sentence: up to about 15 s
 ACCENTS = ("af", "am", "bf", "bm")  # the beginnings of Kokoro's English voices
 
