@@ -232,8 +232,13 @@ class Trainer:
                 if self.stopped:
                     self.save_state()
                     return False
+                before = self.epoch, self.batches_done, self.best_wer, self.best_epoch
                 self.epoch, self.batches_done = self.epoch + 1, 0
-                self.finish_epoch(time.perf_counter() - started)
+                try:
+                    self.finish_epoch(time.perf_counter() - started)
+                except (ValueError, OSError):  # to be measured again when the run goes on
+                    self.epoch, self.batches_done, self.best_wer, self.best_epoch = before
+                    raise
                 patience = self.config.patience
                 if patience and self.epoch - self.best_epoch >= patience and self.best_epoch > 0:
                     self.say(f"no better dev WER for {patience} epochs: stopped early")

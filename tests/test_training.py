@@ -310,9 +310,25 @@ def test_a_broken_recording_is_named_and_what_was_learnt_is_kept(tmp_path, capsy
     assert "Traceback" not in error
     broken.write_bytes(sound)
     assert main(flags(corpus, tmp_path / "run", *more, "--resume")) == 0
+    assert (tmp_path / "run" / "model.pt").exists()
     broken.unlink()
     assert main(flags(corpus, tmp_path / "again", *more)) == 2
     assert f"{broken}: no such recording (1 of" in capsys.readouterr().err
+
+
+def test_a_broken_dev_recording_costs_no_epoch(tmp_path, capsys, monkeypatch):
+    """Mended, the trained epoch is measured and its model kept, without training it again."""
+    corpus = write_corpus(tmp_path / "corpus")
+    broken = min(corpus.glob("dev-*.wav"))
+    sound = broken.read_bytes()
+    broken.write_text("no sound")
+    assert main(flags(corpus, tmp_path / "run", "--epochs", "1")) == 2
+    assert f"error: {broken}: " in capsys.readouterr().err
+    broken.write_bytes(sound)
+    monkeypatch.setattr(Trainer, "train_step", None)
+    more = ["--epochs", "1", "--num_workers", "1", "--resume"]
+    assert main(flags(corpus, tmp_path / "run", *more)) == 0
+    assert load_checkpoint(tmp_path / "run" / "model.pt").history[-1]["epoch"] == 1
 
 
 def test_every_process_has_as_many_batches(corpus, tmp_path):
