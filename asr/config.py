@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text",
+         tuple: "a list of whole numbers"}  # fmt: skip
+
 
 def check_types(config: Any) -> None:
     """Raises ValueError for a field of another type than its default; floats may be whole."""
@@ -13,7 +16,7 @@ def check_types(config: Any) -> None:
         value, kind = getattr(config, f.name), type(f.default)
         whole = kind is float and type(value) is int
         if not (type(value) is kind or whole) or (kind is float and not math.isfinite(value)):
-            raise ValueError(f"{f.name} {value!r} must be of the kind of {f.default!r}")
+            raise ValueError(f"{f.name} {value!r} must be {KINDS[kind]}")
 
 
 @dataclass(frozen=True)
