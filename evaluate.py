@@ -2,7 +2,7 @@
 
 import sys
 
-from asr.evaluation import main
+from asr.measure.evaluation import main
 
 if __name__ == "__main__":
     sys.exit(main())

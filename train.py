@@ -2,7 +2,7 @@
 
 import sys
 
-from asr.train import main
+from asr.training.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from asr.transcribe import main
+from asr.runtime.transcribe import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from asr.beam import BeamConfig
-    from asr.recognizer import Recognizer
+    from asr.runtime.beam import BeamConfig
+    from asr.runtime.recognizer import Recognizer
 
 
 def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
     """Loads a `.pt` checkpoint or an `.onnx` export; `threads` 0 means all cores.
 
-    Greedy decoding unless `beam` sets up a search, e.g. `asr.beam.BeamConfig(lm="lm.arpa")`.
+    Greedy decoding unless `beam` sets up a search, e.g.
+    `asr.runtime.beam.BeamConfig(lm="lm.arpa")`.
     """
-    from asr.recognizer import load as load_recognizer
+    from asr.runtime.recognizer import load as load_recognizer
 
     return load_recognizer(path, threads=threads, beam=beam)

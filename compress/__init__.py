@@ -1,7 +1,7 @@
-"""Compression of Conformer-CTC checkpoints. The folder is the registry of methods.
+"""Compression of Conformer-CTC checkpoints. A folder with `Config` and `apply` is a method.
 
-A module of this package with a `Config` dataclass and an `apply` function is a method; nothing else
-has to know of it. `compress.core` says what the two must look like.
+What methods share lies beside the folders and knows none of them but through `registry`; methods
+know nothing of one another. `compress.core` says what the two must look like.
 """
 
 from compress.registry import method, methods

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.checkpoint import Checkpoint
-from asr.data import BatchDataset, drop_impossible, plain_batches
-from asr.manifest import ManifestError, Utterance, find_sources, load_splits, read_source
+from asr.corpus.manifest import ManifestError, Utterance, find_sources, load_splits, read_source
+from asr.network.checkpoint import Checkpoint
+from asr.training.data import BatchDataset, drop_impossible, plain_batches
 from compress.core import Calibration, progress
 
 T = TypeVar("T")

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.cli import add_flag, add_flags, guarded, number
-from asr.evaluation import compare, evaluate, read_test_data
-from asr.machine import command_line, commit, portable_path
-from asr.manifest import write_atomically
+from asr.common.provenance import command_line, commit, portable_path
+from asr.measure.evaluation import compare, evaluate, read_test_data
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.runtime.cli import add_flag, add_flags, guarded, number
+from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, report, sensitivity
 from compress.registry import methods
 

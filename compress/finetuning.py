@@ -1,6 +1,6 @@
 """Fine-tuning after (or during) a compression step, with or without distillation.
 
-The training of `asr.training` with the settings that the checkpoint was trained with: same loader,
+The training of `train.py` with the settings that the checkpoint was trained with: same loader,
 augmentation, loss and averaged weights. The last weights count, not the best on dev data, since a
 schedule may still be on its way there. Distillation adds the divergence of every frame from what
 the uncompressed model says, and on request the distance of every block's output from that model's.
@@ -21,19 +21,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.data import Batch, BatchDataset
-from asr.decoding import greedy_decode
-from asr.device import autocast
-from asr.manifest import Utterance, load_splits
-from asr.metrics import error_rates
-from asr.model import Output
-from asr.tokenizer import Tokenizer
-from asr.train import usable
-from asr.train_config import TrainConfig
-from asr.training import Trainer
-from compress.distillation import BlockOutputs, distance, divergence
-from compress.fakequant import FakeQuantLinear
+from asr.common.metrics import error_rates
+from asr.corpus.manifest import Utterance, load_splits
+from asr.network.checkpoint import Checkpoint, load_checkpoint
+from asr.network.device import autocast
+from asr.network.model import Output
+from asr.runtime.decoding import greedy_decode
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.data import Batch, BatchDataset
+from asr.training.train import usable
+from asr.training.train_config import TrainConfig
+from asr.training.trainer import Trainer
+from compress.imitation import BlockOutputs, distance, divergence
 
 Update = Callable[[nn.Module, float], None]
 
@@ -244,11 +243,7 @@ def matrices(model: nn.Module) -> list[Tensor]:
 
 def runs_alone(model: nn.Module) -> bool:
     """Whether batch mates and padding would change what a model says: dynamic int8 activations."""
-    return any(
-        getattr(m, "one_at_a_time", False)
-        or (isinstance(m, FakeQuantLinear) and m.precision == "int8")
-        for m in model.modules()
-    )
+    return any(getattr(module, "one_at_a_time", False) for module in model.modules())
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint, checkpoint_contents
+from asr.network.checkpoint import Checkpoint, checkpoint_contents
 from compress import core, packing
 
 MULTIPLIERS = ("Linear", "Conv1d", "Conv2d")  # what stays in float is worth a word

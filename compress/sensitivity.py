@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.checkpoint import Checkpoint
-from asr.data import BatchDataset
-from asr.manifest import Utterance
-from asr.metrics import error_rates
-from compress import core, distillation, finetuning, packing
+from asr.common.metrics import error_rates
+from asr.corpus.manifest import Utterance
+from asr.network.checkpoint import Checkpoint
+from asr.training.data import BatchDataset
+from compress import core, finetuning, imitation, packing
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
 from compress.report import file_bytes
-from compress.structured import PRUNABLE
 
 SETTINGS = (
     "quantization:precision=int8",
@@ -86,8 +85,6 @@ def scan(
         row = {"name": name, "layers": layers, "bytes": bytes_before, "settings": found}
         rows.append(row)
         for text, step in steps.items():
-            if of_modules(step) and type(model.get_submodule(name)) not in PRUNABLE:
-                continue
             config = restricted(step, [row]).config
             heard = calibration if core.needs_calibration(step) else None  # as compress.py will
             try:
@@ -156,7 +153,7 @@ def outputs(model: nn.Module, calibration: core.Calibration) -> Outputs:
 def distance(found: Outputs, example: Outputs) -> float:
     """Mean Kullback-Leibler divergence of a frame from the example, in nats."""
     pairs = zip(found, example, strict=True)
-    total = sum(float(distillation.divergence(a, b, lengths)) for (a, lengths), (b, _) in pairs)
+    total = sum(float(imitation.divergence(a, b, lengths)) for (a, lengths), (b, _) in pairs)
     return total / sum(int(lengths) for _, lengths in example)
 
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.cli import guarded
-from asr.machine import commit
-from asr.model import ConformerCTC
+from asr.common.provenance import commit
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
+from asr.runtime.cli import guarded
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -17,22 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import soundfile
 
-from asr.benchmark import RATE, infer_speed, noise, synthetic_speech
-from asr.cli import guarded, number
-from asr.config import PRESETS
-from asr.evaluation import check_writable, write_json
-from asr.machine import (
-    busy_cores,
-    busy_note,
-    command_line,
-    commit,
-    describe_machine,
-    portable_path,
-    usable_cores,
-)
-from asr.manifest import load_splits
-from asr.timing import DEFINITION
-from asr.train_config import TrainConfig
+from asr.common.provenance import command_line, commit, portable_path
+from asr.corpus.manifest import load_splits
+from asr.measure.benchmark import RATE, infer_speed, noise, synthetic_speech
+from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_cores
+from asr.measure.timing import DEFINITION
+from asr.runtime.cli import guarded, number
+from asr.runtime.config import PRESETS
+from asr.runtime.files import check_writable, write_json
+from asr.training.train_config import TrainConfig
 
 
 def positive(text: str) -> int:
@@ -92,7 +85,9 @@ def train(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def train_all(args: argparse.Namespace, configs: Any, utterances: Any) -> list[dict[str, Any]]:
-    from asr.training_speed import train_speed  # imports torch, which `infer` of an .onnx needs not
+    from asr.measure.training_speed import (
+        train_speed,  # imports torch, which `infer` of an .onnx needs not
+    )
 
     print("audio s/s: seconds of audio trained per second, median over steps, loading included;")
     print("waiting: share of the time without data; loader: its seconds per second when alone")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.cli import guarded, int_list
-from asr.ngram import estimate, write_arpa
-from asr.transcripts import read_lines, without, words_of
+from asr.corpus.ngram import estimate, write_arpa
+from asr.corpus.transcripts import read_lines, without, words_of
+from asr.runtime.cli import guarded, int_list
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

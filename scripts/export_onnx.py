@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.checkpoint import load_checkpoint
-from asr.cli import guarded
-from asr.export import to_onnx
+from asr.network.checkpoint import load_checkpoint
+from asr.network.export import to_onnx
+from asr.runtime.cli import guarded
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.cli import guarded
+from asr.runtime.cli import guarded
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from asr.cli import guarded, number
-from asr.download import MD5, URL, download_split
-from asr.prepare import Rules, name_sources, prepare, summary, write_prepared
-from asr.tokenizer import ENGLISH
+from asr.corpus.download import MD5, URL, download_split
+from asr.corpus.prepare import Rules, name_sources, prepare, summary, write_prepared
+from asr.runtime.cli import guarded, number
+from asr.runtime.tokenizer import ENGLISH
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

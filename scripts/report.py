@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.cli import guarded
-from asr.manifest import write_atomically
-from asr.plots import PLOTS, plot
-from asr.report import by_set, insert, markdown
-from asr.results import by_test_data, read_reference, read_results, read_speed
+from asr.measure.plots import PLOTS, plot
+from asr.measure.report import by_set, insert, markdown
+from asr.measure.results import by_test_data, read_reference, read_results, read_speed
+from asr.runtime.cli import guarded
+from asr.runtime.files import write_atomically
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

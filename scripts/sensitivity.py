@@ -13,10 +13,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.checkpoint import load_checkpoint
-from asr.cli import guarded
-from asr.evaluation import check_writable, write_json
-from asr.machine import command_line, commit, describe_machine, portable_path
+from asr.common.provenance import command_line, commit, portable_path
+from asr.measure.machine import describe_machine
+from asr.network.checkpoint import load_checkpoint
+from asr.runtime.cli import guarded
+from asr.runtime.files import check_writable, write_json
 from compress import calibration, sensitivity
 
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from asr.checkpoint import load_checkpoint, read_checkpoint
-from asr.cli import guarded
+from asr.network.checkpoint import load_checkpoint, read_checkpoint
+from asr.runtime.cli import guarded
 from compress import packing
 
 GEOMETRY = {

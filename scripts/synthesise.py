@@ -38,10 +38,10 @@ import soxr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.augment import Array, coloured_noise
-from asr.cli import guarded, number
-from asr.manifest import Utterance, write_manifest
-from asr.transcripts import Line, read_lines, without, words_of
+from asr.corpus.manifest import Utterance, write_manifest
+from asr.corpus.transcripts import Line, read_lines, without, words_of
+from asr.runtime.cli import guarded, number
+from asr.training.augment import Array, coloured_noise
 
 RATE = 16000  # of what is written; Kokoro itself speaks at 24 kHz
 PAD = 0.15  # seconds kept before and after the speech

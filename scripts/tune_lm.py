@@ -20,16 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from asr.audio import read_audio
-from asr.beam import BeamConfig
-from asr.cli import guarded, number
-from asr.decoding import greedy_decode
-from asr.evaluation import check_writable, write_json
-from asr.language_model import load_decoder
-from asr.machine import command_line, commit, describe_machine, portable_path
-from asr.manifest import Utterance, find_sources, load_dataset
-from asr.metrics import error_rates
-from asr.recognizer import load
+from asr.common.metrics import error_rates
+from asr.common.provenance import command_line, commit, portable_path
+from asr.corpus.manifest import Utterance, find_sources, load_dataset
+from asr.measure.machine import describe_machine
+from asr.runtime.audio import read_audio
+from asr.runtime.beam import BeamConfig
+from asr.runtime.cli import guarded, number
+from asr.runtime.decoding import greedy_decode
+from asr.runtime.files import check_writable, write_json
+from asr.runtime.language_model import load_decoder
+from asr.runtime.recognizer import load
 
 GRIDS = {"lm_weight": "lm_weights", "word_bonus": "word_bonuses"}  # what is tuned, and its flag
 

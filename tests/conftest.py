@@ -8,11 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from asr.checkpoint import Checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.export import to_onnx
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
+from asr.network.checkpoint import Checkpoint, save_checkpoint
+from asr.network.export import to_onnx
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import Tokenizer
 
 
 def pytest_configure(config):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.audio import (
+from asr.runtime.audio import (
     AudioError,
     audio_duration,
     check_waveform,
@@ -95,7 +95,7 @@ def test_long_files_are_read_in_pieces(tmp_path, monkeypatch, rate, channels):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (50_000, channels))
     soundfile.write(tmp_path / "a.flac", samples, rate)
     whole = read_audio(tmp_path / "a.flac")
-    monkeypatch.setattr("asr.audio.BLOCK", 7000)
+    monkeypatch.setattr("asr.runtime.audio.BLOCK", 7000)
     np.testing.assert_allclose(read_audio(tmp_path / "a.flac"), whole, atol=1e-6)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.tokenizer import Tokenizer
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.runtime.tokenizer import Tokenizer
 from compress import core
 from scripts.average_models import main
 from tests.conftest import build_tiny_model

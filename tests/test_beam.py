@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from asr import beam
-from asr.beam import BeamConfig, BeamSearch
-from asr.decoding import greedy_decode
+from asr.runtime import beam
+from asr.runtime.beam import BeamConfig, BeamSearch
+from asr.runtime.decoding import greedy_decode
 
 EVERYTHING = {"beam_size": 10**6, "token_threshold": math.inf, "beam_threshold": math.inf}
 CHARACTERS = ["<blk>", "▁", "a", "b"]

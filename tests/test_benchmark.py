@@ -7,9 +7,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from asr import benchmark, training_speed
-from asr.config import ModelConfig
-from asr.train_config import TrainConfig
+from asr.measure import benchmark, training_speed
+from asr.runtime.config import ModelConfig
+from asr.training.train_config import TrainConfig
 from tests.corpus import write_corpus
 
 script = import_module("scripts.benchmark")
@@ -170,7 +170,7 @@ def test_flags_out_of_range(argv, capsys):
 
 
 def test_compressing_is_measured_method_by_method(tmp_path, monkeypatch, capsys):
-    compressing = import_module("scripts.measure_compressing")
+    compressing = import_module("experiments.measure_compressing")
     monkeypatch.setattr(compressing, "preset", lambda name, **changes: tiny(**changes))
     out = tmp_path / "result.json"
     flags = ["--methods", "int8", "structured_30_taylor", "--output_file", str(out)]

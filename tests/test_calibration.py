@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint
-from asr.config import ModelConfig
-from asr.manifest import ManifestError, load_splits
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
+from asr.corpus.manifest import ManifestError, load_splits
+from asr.network.checkpoint import Checkpoint
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import Tokenizer
 from compress import calibration
-from compress.distillation import divergence
+from compress.imitation import divergence
 from tests.corpus import write_corpus
 
 

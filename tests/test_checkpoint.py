@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import compress
-from asr import checkpoint as checkpoint_module
-from asr.checkpoint import (
+from asr.network import checkpoint as checkpoint_module
+from asr.network.checkpoint import (
     VERSION,
     Checkpoint,
     CheckpointError,
@@ -25,11 +25,12 @@ from asr.checkpoint import (
     compress_module,
     layer_map,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
-from asr.config import FeatureConfig, ModelConfig
-from asr.model import ConformerCTC, FeedForward
-from asr.tokenizer import Tokenizer
+from asr.network.model import ConformerCTC, FeedForward
+from asr.runtime.config import FeatureConfig, ModelConfig
+from asr.runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -247,6 +248,21 @@ def test_layers_come_from_the_model_or_from_compress_only():
             build_layer(name, {})
 
 
+def test_a_file_written_before_methods_were_folders_loads():
+    """Its layers have the names of then; the model says what it said then."""
+    path = ROOT / "tests" / "data" / "before_the_rooms.pt"
+    written = {entry["layer"] for entry in read_checkpoint(path)["layers"].values()}
+    assert {"quantized.Int8Linear", "quantized.QuantLinear", "quantized.Int8Conv"} <= written
+    model = load_checkpoint(path).model
+    features = torch.sin(torch.arange(50 * 80).view(1, 50, 80) * 0.37)
+    with torch.no_grad():
+        log_probs = model(features).log_probs
+    expected = torch.tensor([-4.0511, -3.6010, -4.0500, -3.1321])
+    torch.testing.assert_close(log_probs[0, 5, :4], expected, atol=1e-3, rtol=0)
+    now = {entry["layer"].partition(".")[0] for entry in layer_map(model).values()}
+    assert now == {"quantization", "clustering", "factorization", "model"}
+
+
 def test_modules_of_layers_keep_their_constants(tmp_path, monkeypatch):
     """Loading builds on the meta device, where tensors have no data; imports must not."""
     (tmp_path / "probe.py").write_text("import torch\nvalues = torch.ones(2).tolist()\n")
@@ -311,8 +327,8 @@ def test_a_full_disk_is_one_line_and_code_2(saved):
     before = saved.read_bytes()
     program = """
 import resource, sys
-from asr.checkpoint import load_checkpoint, save_checkpoint
-from asr.cli import guarded
+from asr.network.checkpoint import load_checkpoint, save_checkpoint
+from asr.runtime.cli import guarded
 checkpoint = load_checkpoint(sys.argv[1])
 checkpoint.history.append({"step": "second"})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
@@ -333,7 +349,7 @@ def test_killed_while_saving_the_file_is_whole(tmp_path):
     program = """
 import sys
 from tests.test_checkpoint import make_checkpoint
-from asr.checkpoint import save_checkpoint
+from asr.network.checkpoint import save_checkpoint
 checkpoint = make_checkpoint()
 while True:
     save_checkpoint(sys.argv[1], checkpoint)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.cli import (
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.runtime.cli import (
     add_flags,
     describe,
     from_flags,
@@ -26,7 +26,7 @@ from asr.cli import (
     read_structured,
     yes_no,
 )
-from asr.tokenizer import Tokenizer
+from asr.runtime.tokenizer import Tokenizer
 from compress import cli, core, finetuning, methods, report
 from tests.conftest import build_tiny_model
 from tests.corpus import write_corpus

@@ -6,9 +6,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
-from compress import clustering
-from compress.clustering import ClusteredConv, ClusteredLinear, Config
-from compress.kmeans import kmeans
+from compress.clustering import method as clustering
+from compress.clustering.kmeans import kmeans
+from compress.clustering.method import ClusteredConv, ClusteredLinear, Config
 
 
 def sample(kind, count=6000):

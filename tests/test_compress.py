@@ -9,13 +9,13 @@ import onnxruntime
 import pytest
 import torch
 
-from asr import export
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig, preset
-from asr.data import Batch
-from asr.model import ConformerCTC
-from asr.onnx_graph import stored_bytes
-from asr.tokenizer import Tokenizer
+from asr.network import export
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
+from asr.network.onnx_graph import stored_bytes
+from asr.runtime.config import ModelConfig, preset
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.data import Batch
 from compress import core, method, methods, report
 from compress.core import Calibration, make_step
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from asr.config import (
+from asr.runtime.config import (
     PRESETS,
     FeatureConfig,
     ModelConfig,

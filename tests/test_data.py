@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from asr.augment import (
+from asr.corpus.manifest import Utterance, load_splits
+from asr.runtime.config import FeatureConfig
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.augment import (
     AugmentConfig,
     augment_waveform,
     coloured_noise,
@@ -16,8 +19,7 @@ from asr.augment import (
     speed_factor,
     warp_frequency,
 )
-from asr.config import FeatureConfig
-from asr.data import (
+from asr.training.data import (
     BatchDataset,
     drop_impossible,
     epoch_batches,
@@ -25,8 +27,6 @@ from asr.data import (
     padded_frames,
     utterance_rng,
 )
-from asr.manifest import Utterance, load_splits
-from asr.tokenizer import Tokenizer
 from tests.corpus import tone_waveform, write_corpus
 
 PLAIN = AugmentConfig(shift=0, speed=0, warp=0, noise=0, gain=0, time_masks=0, freq_masks=0)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from asr.data import Batch
-from asr.decoding import greedy_decode, greedy_decode_batch
-from asr.features import subsampled_length
-from asr.loss import ctc_loss
-from asr.model import Output
+from asr.network.model import Output
+from asr.runtime.decoding import greedy_decode, greedy_decode_batch
+from asr.runtime.features import subsampled_length
+from asr.training.data import Batch
+from asr.training.loss import ctc_loss
 
 
 def reference_decode(log_probs: np.ndarray, blank: int = 0) -> list[int]:

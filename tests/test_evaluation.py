@@ -11,12 +11,13 @@ import pytest
 import soundfile
 import torch
 
-from asr import machine, timing
-from asr.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
-from asr.manifest import Utterance, read_manifest, write_manifest
-from asr.metrics import error_rates
-from asr.recognizer import WINDOW, load
-from asr.timing import TimedModel, measure, peak_memory, summarise
+from asr.common import provenance
+from asr.common.metrics import error_rates
+from asr.corpus.manifest import Utterance, read_manifest, write_manifest
+from asr.measure import machine, timing
+from asr.measure.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
+from asr.measure.timing import TimedModel, measure, peak_memory, summarise
+from asr.runtime.recognizer import WINDOW, load
 from tests.corpus import tone_waveform, write_corpus
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
@@ -192,7 +193,8 @@ def test_a_result_names_no_place(models, data, tmp_path):
     output = tmp_path / "r.json"
     assert run(models, data, "--output_file", output, "--no_speed") == 0
     text = output.read_text(encoding="utf-8")
-    for place in (str(tmp_path.parent), str(Path.home()), str(machine.ROOT), os.uname().nodename):
+    places = (tmp_path.parent, Path.home(), provenance.ROOT, os.uname().nodename)
+    for place in map(str, places):
         assert place == "/" or place not in text
 
 
@@ -396,8 +398,8 @@ def test_paths_are_written_without_the_machine(monkeypatch, tmp_path):
         (f"{here}/a/b.pt", "a/b.pt"), (f"{here.parent}/data", "../data"),
         ("/far/away/runs/a.pt", ".../runs/a.pt"), ("/", ".../"),
     ]:  # fmt: skip
-        assert machine.portable_path(given) == written
-    command = machine.command_line("evaluate.py", ["--a", "two words", "/x/y/z"])
+        assert provenance.portable_path(given) == written
+    command = provenance.command_line("evaluate.py", ["--a", "two words", "/x/y/z"])
     assert command == "python evaluate.py --a 'two words' .../y/z"
 
 

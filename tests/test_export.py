@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from asr import export, onnx_graph
-from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.config import FeatureConfig
-from asr.export import ExportError, check_parity, check_size, prepare, to_onnx
-from asr.onnx_layers import Int8Conv2d, Int8Linear, NBitsLinear, pack_bits, unpack_bits
-from asr.recognizer import load
-from asr.tokenizer import Tokenizer
+from asr.network import export, onnx_graph
+from asr.network.checkpoint import Checkpoint, load_checkpoint
+from asr.network.export import ExportError, check_parity, check_size, prepare, to_onnx
+from asr.network.onnx_layers import Int8Conv2d, Int8Linear, NBitsLinear, pack_bits, unpack_bits
+from asr.runtime.config import FeatureConfig
+from asr.runtime.recognizer import load
+from asr.runtime.tokenizer import Tokenizer
 from tests.conftest import build_tiny_model
 
 main = import_module("scripts.export_onnx").main

@@ -5,15 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.data import Batch
-from asr.model import ConformerCTC
-from asr.tokenizer import ENGLISH, Tokenizer
-from compress import allocation, factorization, quantization
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import ENGLISH, Tokenizer
+from asr.training.data import Batch
+from compress import allocation
 from compress.calibration import input_moments
 from compress.core import Calibration, UnchangedError, make_step
-from compress.factorization import Config, LowRankLinear, apply
+from compress.factorization import method as factorization
+from compress.factorization.method import Config, LowRankLinear, apply
+from compress.quantization import method as quantization
 
 
 @pytest.fixture

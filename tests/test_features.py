@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asr.audio import read_audio
-from asr.config import FeatureConfig
-from asr.features import log_mel, mel_filters, n_frames, normalize, raw_log_mel
+from asr.runtime.audio import read_audio
+from asr.runtime.config import FeatureConfig
+from asr.runtime.features import log_mel, mel_filters, n_frames, normalize, raw_log_mel
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
 

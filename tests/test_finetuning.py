@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.data import BatchDataset
-from asr.loss import ctc_loss
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
-from compress import calibration, core, distillation, finetuning, pruning, structured
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.data import BatchDataset
+from asr.training.loss import ctc_loss
+from compress import calibration, core, finetuning, imitation
 from compress.finetuning import Options
-from scripts import held_out
+from compress.pruning import method as pruning
+from compress.pruning import structured
+from experiments import held_out
 from tests.corpus import write_corpus
 
 TRAINED = {
@@ -167,7 +169,7 @@ def test_distillation_brings_the_model_to_its_teacher(checkpoint):
     @torch.no_grad()
     def distance(model):
         a, b = (m(batch.features, batch.feature_lengths) for m in (model, teacher))
-        return float(distillation.divergence(a.log_probs, b.log_probs, a.lengths))
+        return float(imitation.divergence(a.log_probs, b.log_probs, a.lengths))
 
     before = distance(checkpoint.model)
     options = Options(fine_tune_epochs=6, fine_tune_learning_rate=0.004, distill_weight=1.0)
@@ -179,8 +181,8 @@ def test_divergence_is_that_of_the_definition():
     a, b = (torch.log_softmax(torch.randn(2, 5, 7), dim=2) for _ in range(2))
     expected = nn.functional.kl_div(a[0], b[0], log_target=True, reduction="sum")
     expected += nn.functional.kl_div(a[1, :3], b[1, :3], log_target=True, reduction="sum")
-    torch.testing.assert_close(distillation.divergence(a, b, torch.tensor([5, 3])), expected)
-    assert float(distillation.divergence(a, a, torch.tensor([5, 5]))) == 0
+    torch.testing.assert_close(imitation.divergence(a, b, torch.tensor([5, 3])), expected)
+    assert float(imitation.divergence(a, a, torch.tensor([5, 5]))) == 0
 
 
 def test_hints_bring_the_blocks_to_those_of_the_teacher(checkpoint):
@@ -188,10 +190,10 @@ def test_hints_bring_the_blocks_to_those_of_the_teacher(checkpoint):
 
     @torch.no_grad()
     def distance(model):
-        kept = [distillation.BlockOutputs(m) for m in (model, teacher)]
+        kept = [imitation.BlockOutputs(m) for m in (model, teacher)]
         for m in (model, teacher):
             output = m(batch.features, batch.feature_lengths)
-        result = distillation.distance(kept[0].last, kept[1].last, output.lengths)
+        result = imitation.distance(kept[0].last, kept[1].last, output.lengths)
         for one in kept:
             one.remove()
         return float(result)
@@ -215,7 +217,7 @@ def test_distance_is_the_share_of_the_power_in_valid_frames():
     valid = [torch.cat([x[0], x[1, :3]]) for x in (a, b)]
     share = (valid[0] - valid[1]).square().sum() / valid[1].square().sum()
     lengths = torch.tensor([5, 3])
-    found = distillation.distance([a, b], [b, b], lengths)
+    found = imitation.distance([a, b], [b, b], lengths)
     torch.testing.assert_close(found, 8 * share / 2)
 
 

@@ -15,13 +15,14 @@ import pytest
 import soundfile
 
 import asr
-from asr.beam import BeamConfig
-from asr.evaluation import main as evaluate
-from asr.language_model import WordModel, load_decoder, read_vocabulary
-from asr.manifest import Utterance
-from asr.ngram import estimate, write_arpa
-from asr.transcribe import main as transcribe
-from scripts import check_pyctcdecode, tune_lm
+from asr.corpus.manifest import Utterance
+from asr.corpus.ngram import estimate, write_arpa
+from asr.measure.evaluation import main as evaluate
+from asr.runtime.beam import BeamConfig
+from asr.runtime.language_model import WordModel, load_decoder, read_vocabulary
+from asr.runtime.transcribe import main as transcribe
+from experiments import check_pyctcdecode
+from scripts import tune_lm
 from tests import arpa
 from tests.corpus import tone_waveform, write_corpus
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.manifest import (
+from asr.corpus.manifest import (
     ManifestError,
     Utterance,
     find_sources,

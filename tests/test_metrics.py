@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asr.metrics import (
+from asr.common.metrics import (
     bootstrap_interval,
     character_counts,
     common_confusions,

@@ -9,9 +9,7 @@ import scipy.special
 import torch
 from torch import nn
 
-from asr.config import PRESETS, ModelConfig, preset
-from asr.features import subsampled_length
-from asr.model import (
+from asr.network.model import (
     ConformerCTC,
     ConvSubsampling,
     LockedDropout,
@@ -21,6 +19,8 @@ from asr.model import (
     relative_positions,
     shift_relative,
 )
+from asr.runtime.config import PRESETS, ModelConfig, preset
+from asr.runtime.features import subsampled_length
 
 SMALL = dict(d_model=16, n_layers=2, n_heads=2, conv_kernel_size=7, subsampling_channels=4,
              n_mels=20, vocab_size=6, dropout=0.0)  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from asr.ngram import estimate, estimate_discounts, write_arpa
+from asr.corpus.ngram import estimate, estimate_discounts, write_arpa
 from tests.arpa import Arpa
 
 WORDS = "one two three four five six".split()

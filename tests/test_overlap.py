@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from asr.transcripts import Line, overlap, read_lines, without, words_of
-from scripts import build_lm, check_overlap
+from asr.corpus.transcripts import Line, overlap, read_lines, without, words_of
+from experiments import check_overlap
+from scripts import build_lm
 from tests.arpa import Arpa
 
 TRANSCRIPTS = """103-1240-0000 CHAPTER ONE

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr import download, prepare
-from asr.manifest import find_sources, load_splits, read_manifest
+from asr.corpus import download, prepare
+from asr.corpus.manifest import find_sources, load_splits, read_manifest
 
 main = import_module("scripts.prepare_data").main
 ROOT = Path(__file__).parents[1]

@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.data import Batch
-from asr.model import ConformerCTC, ConvModule, FeedForward, RelPositionAttention
-from asr.tokenizer import ENGLISH, Tokenizer
-from compress import core, factorization, pruning, quantization, structured
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC, ConvModule, FeedForward, RelPositionAttention
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import ENGLISH, Tokenizer
+from asr.training.data import Batch
+from compress import core
 from compress.core import Calibration
-from compress.pruning import Config, apply, prepare, update
+from compress.factorization import method as factorization
+from compress.pruning import method as pruning
+from compress.pruning import structured
+from compress.pruning.method import Config, apply, prepare, update
+from compress.quantization import method as quantization
 
 
 def build(**changes):

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import nn
 
-from asr.onnx_layers import dynamic_quantize
-from compress import quantization, rounding
-from compress.equalization import equalize
-from compress.fakequant import FakeQuantLinear
-from compress.quantized import (
+from asr.network.onnx_layers import dynamic_quantize
+from compress.quantization import method as quantization
+from compress.quantization import rounding
+from compress.quantization.equalization import equalize
+from compress.quantization.fakequant import FakeQuantLinear
+from compress.quantization.layers import (
     Int8Conv,
     Int8Linear,
     QuantConv,
@@ -205,7 +206,7 @@ def test_error_feedback_knows_of_pruned_weights(precision):
 
 
 def test_equalization_changes_no_output_and_helps():
-    from asr.model import FeedForward
+    from asr.network.model import FeedForward
 
     torch.manual_seed(0)
     module = nn.Sequential(FeedForward(64, 96, 0.0)).eval()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress import removal
 from compress.calibration import Moments
+from compress.pruning import removal
 
 
 def inputs_and_moments(units, width=1):

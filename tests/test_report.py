@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asr import plots, report, results
+from asr.measure import plots, report, results
 
 ROOT = Path(__file__).parents[1]
 DESIGN = ROOT / "experiments" / "design.json"

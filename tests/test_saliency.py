@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from asr.config import ModelConfig
-from asr.data import Batch
-from asr.model import ConformerCTC
-from compress import pruning, saliency
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.training.data import Batch
 from compress.calibration import input_moments, output_gradients, utterances
 from compress.core import Calibration, linears
-from compress.distillation import divergence
-from compress.pruning import Config
+from compress.imitation import divergence
+from compress.pruning import method as pruning
+from compress.pruning import saliency
+from compress.pruning.method import Config
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.data import BatchDataset
-from asr.evaluation import evaluate
-from asr.model import ConformerCTC
-from asr.tokenizer import Tokenizer
-from compress import calibration, cli, core, factorization, finetuning, sensitivity
+from asr.measure.evaluation import evaluate
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.data import BatchDataset
+from compress import calibration, cli, core, finetuning, sensitivity
+from compress.factorization import method as factorization
 from compress.report import file_bytes
 from tests.corpus import write_corpus
 

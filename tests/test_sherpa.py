@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asr.evaluation import read_test_data, spread
-from asr.manifest import Utterance, write_manifest
-from asr.recognizer import WINDOW, load
+from asr.corpus.manifest import Utterance, write_manifest
+from asr.measure.evaluation import read_test_data, spread
+from asr.runtime.recognizer import WINDOW, load
 from tests.conftest import babble
 
 pytest.importorskip("sherpa_onnx", reason="pip install sherpa-onnx sherpa-onnx-core")
-check = import_module("scripts.check_sherpa_onnx")
+check = import_module("experiments.check_sherpa_onnx")
 ROOT = Path(__file__).resolve().parents[1]
 CORPORA = Path(os.environ.get("ASR_CORPORA", ROOT / ".." / "shared"))
 MODEL = ROOT / "experiments" / "librispeech" / "model_int8.onnx"

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 import asr
-from asr.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from asr.manifest import read_manifest
-from asr.metrics import word_counts
-from asr.transcribe import main as transcribe
+from asr.common.metrics import word_counts
+from asr.corpus.manifest import read_manifest
+from asr.network.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from asr.runtime.transcribe import main as transcribe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "experiments" / "librispeech"
@@ -37,7 +37,7 @@ def test_files_that_ship(tiny_checkpoint, tmp_path, capsys):
         }
     ]
     save_checkpoint(tmp_path / "model.pt", checkpoint)
-    main = runpy.run_path(str(ROOT / "scripts" / "ship_model.py"))["main"]
+    main = runpy.run_path(str(ROOT / "experiments" / "ship_model.py"))["main"]
     output = tmp_path / "ship"
     assert main(["--model_path", str(tmp_path / "model.pt"), "--output_dir", str(output)]) == 0
     assert "model_int8.onnx" in capsys.readouterr().out

@@ -6,10 +6,10 @@ from importlib import import_module
 import pytest
 import torch
 
-from asr.checkpoint import Checkpoint, layer_map, load_checkpoint, save_checkpoint
-from asr.config import ModelConfig
-from asr.model import ConformerCTC, count_parameters
-from asr.tokenizer import Tokenizer
+from asr.network.checkpoint import Checkpoint, layer_map, load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC, count_parameters
+from asr.runtime.config import ModelConfig
+from asr.runtime.tokenizer import Tokenizer
 from compress import core
 
 show = import_module("scripts.show_checkpoint")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.audio import read_audio
-from scripts import make_mini_corpus, synthesise
+from asr.runtime.audio import read_audio
+from data import make_mini_corpus
+from scripts import synthesise
 
 SENTENCES = [f"sentence number {word} of these" for word in "one two three four five six".split()]
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from asr.tokenizer import BLANK, ENGLISH, SPACE, Tokenizer
+from asr.runtime.tokenizer import BLANK, ENGLISH, SPACE, Tokenizer
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog", "don't wake the cat", "turn the light on",

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr.checkpoint import load_checkpoint, save_checkpoint
-from asr.manifest import load_splits
-from asr.optim import AveragedModel, learning_rate_at
-from asr.train import main, start_from
-from asr.train_config import TrainConfig
-from asr.training import Trainer
+from asr.corpus.manifest import load_splits
+from asr.network.checkpoint import load_checkpoint, save_checkpoint
+from asr.training.optim import AveragedModel, learning_rate_at
+from asr.training.train import main, start_from
+from asr.training.train_config import TrainConfig
+from asr.training.trainer import Trainer
 from tests.corpus import write_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +113,7 @@ def test_interrupt_saves_and_resumes(corpus, tmp_path, monkeypatch):
 
 
 def test_not_finite_steps_are_skipped_and_counted(corpus, tmp_path, monkeypatch):
-    import asr.training as training
+    import asr.training.trainer as training
 
     plain = training.ctc_loss
     calls = []

@@ -9,11 +9,12 @@ import onnx
 import pytest
 import soundfile
 
-from asr import load, recognizer, transcribe
-from asr.config import FeatureConfig
-from asr.recognizer import SILENCE, Info, Recognizer, meeting_frame, windows
-from asr.tokenizer import Tokenizer
-from asr.transcribe import main
+from asr import load
+from asr.runtime import recognizer, transcribe
+from asr.runtime.config import FeatureConfig
+from asr.runtime.recognizer import SILENCE, Info, Recognizer, meeting_frame, windows
+from asr.runtime.tokenizer import Tokenizer
+from asr.runtime.transcribe import main
 from tests.conftest import babble
 
 UNIT = 640  # samples an output frame

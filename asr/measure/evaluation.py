@@ -1,0 +1,366 @@
+"""The command evaluate.py: accuracy, speed, size and memory of a `.pt` or `.onnx` model.
+
+Accuracy is corpus WER and CER with bootstrap intervals, from exactly the texts that transcribe.py
+writes. Speed and memory are measured in a separate pass, in processes of their own (`timing`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr.common.metrics import (
+    bootstrap_interval,
+    character_counts,
+    common_confusions,
+    corpus_rates,
+    paired_bootstrap,
+    word_counts,
+)
+from asr.common.provenance import command_line, commit, portable_path
+from asr.corpus.manifest import Utterance, find_sources, read_source
+from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_cores
+from asr.measure.timing import DEFINITION, measure
+from asr.runtime.audio import read_audio
+from asr.runtime.beam import BeamConfig
+from asr.runtime.cli import guarded
+from asr.runtime.features import log_mel
+from asr.runtime.files import check_writable, write_json
+from asr.runtime.language_model import add_beam_flags, beam_from_flags
+from asr.runtime.recognizer import SILENCE, WINDOW, Array, Recognizer, load
+
+Row = dict[str, Any]  # an utterance in a result
+TIMED = 40  # utterances of the speed sample, spread evenly over the durations
+WORST = 10
+
+
+def evaluate(
+    model_path: str | Path, utterances: Sequence[Utterance], batch_size: int = 8,
+    threads: int = 0, measure_latency: bool = True, seed: int = 0, beam: BeamConfig | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures a model file on utterances; the keys are those of the result file, JSON types.
+
+    `threads` 0 means all cores. Speed, `latency_*` in seconds, and `peak_rss` in bytes are those of
+    one thread; `speed` has them for one thread and for `threads`. Decoding is greedy without
+    `beam`. Raises ValueError.
+    """
+    if not utterances:
+        raise ValueError("no utterances to evaluate on")
+    recognizer = load(model_path, threads, beam)
+    texts = transcribe_all(recognizer, utterances, batch_size)
+    result = score(utterances, texts, seed)
+    result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
+    if recognizer.info.history:
+        result["made_by"] = [made_by(entry) for entry in recognizer.info.history]
+    if measure_latency:
+        sample = spread(utterances, TIMED)
+        audio = [u.audio_filepath for u in sample]
+        durations = [u.duration for u in sample]
+        speed = [
+            measure(model_path, n, audio, durations, beam=beam)
+            for n in sorted({1, threads or usable_cores()})
+        ]
+        result |= {key: value for key, value in speed[0].items() if key != "threads"}
+        result |= {"speed": speed, "speed_utterances": len(sample)}
+    return result
+
+
+def made_by(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a checkpoint's history, paths as `portable_path` writes them."""
+    config = {
+        key: portable_path(value) if isinstance(value, str) else value
+        for key, value in entry.get("config", {}).items()
+    }
+    return entry | ({"config": config} if config else {})
+
+
+def transcribe_all(
+    recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int
+) -> list[str]:
+    """The texts in the order of the utterances, computed in batches of like length.
+
+    Recordings that `Recognizer.transcribe` treats in its own way (long, silent, too short) go
+    through it alone, so that the texts are the same.
+    """
+    from tqdm import tqdm
+
+    rate = recognizer.info.features.sample_rate
+    frame = recognizer.info.features.hop_length * recognizer.info.subsampling_factor
+    order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
+    texts = [""] * len(utterances)
+    with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
+        for at in range(0, len(order), batch_size):
+            group = order[at : at + batch_size]
+            together: list[int] = []
+            features: list[Array] = []
+            for i in group:
+                path = utterances[i].audio_filepath
+                waveform = read_audio(path, rate)
+                peak = max(float(waveform.max()), -float(waveform.min()))
+                if frame <= len(waveform) <= WINDOW * rate - frame and peak >= SILENCE:
+                    together.append(i)
+                    features.append(log_mel(waveform, recognizer.info.features))
+                else:
+                    try:
+                        texts[i] = recognizer.transcribe(waveform, rate)
+                    except ValueError as error:
+                        raise ValueError(f"{path}: {error}") from None
+            for i, log_probs in zip(together, recognizer.log_probs(features), strict=True):
+                texts[i] = recognizer.decode(log_probs)
+            bar.update(len(group))
+    return texts
+
+
+def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Rates with their intervals, every utterance's counts and texts, the worst, the confusions."""
+    references = [u.text for u in utterances]
+    words = [word_counts(r, h) for r, h in zip(references, texts, strict=True)]
+    characters = [character_counts(r, h) for r, h in zip(references, texts, strict=True)]
+    result = corpus_rates(words, characters)
+    for name, counts in (("wer", words), ("cer", characters)):
+        errors, totals = [sum(c[:3]) for c in counts], [c[3] for c in counts]
+        result[f"{name}_interval"] = list(bootstrap_interval(errors, totals, seed=seed))
+    rows: list[Row] = [
+        describe_utterance(u) | {
+            "word_errors": sum(w[:3]), "characters": c[3], "character_errors": sum(c[:3]),
+            "reference": u.text, "hypothesis": text, "digest": digest(text),
+        }
+        for u, text, w, c in zip(utterances, texts, words, characters, strict=True)
+    ]  # fmt: skip
+    worst = sorted(rows, key=lambda r: (-r["word_errors"], -r["character_errors"], r["id"]))
+    return result | {
+        "seconds": round(sum(u.duration for u in utterances), 3),
+        "worst": [r for r in worst[:WORST] if r["word_errors"]],
+        "confusions": common_confusions(references, texts),
+        "utterances": rows,
+    }
+
+
+def by_set(
+    rows: Sequence[Row], sets: Sequence[tuple[str, int]], seed: int = 0
+) -> list[dict[str, Any]]:
+    """The rates of each test set, given its name and how many of the rows, in order, are its."""
+    found, at = [], 0
+    for name, count in sets:
+        part, at = rows[at : at + count], at + count
+        entry: dict[str, Any] = {"test_data": name, "utterances": count}
+        for rate, unit in (("wer", "word"), ("cer", "character")):
+            errors, totals = ([row[k] for row in part] for k in (f"{unit}_errors", f"{unit}s"))
+            entry |= {
+                f"{unit}s": sum(totals), rate: sum(errors) / max(sum(totals), 1),
+                f"{rate}_interval": list(bootstrap_interval(errors, totals, seed=seed)),
+            }  # fmt: skip
+        found.append(entry)
+    return found
+
+
+def digest(text: str) -> str:
+    """Tells texts apart in results that must not hold them."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def spread(utterances: Sequence[Utterance], most: int) -> list[Utterance]:
+    """At most `most` utterances, evenly spaced by duration, shortest and longest included."""
+    by_length = sorted(utterances, key=lambda u: u.duration)
+    picks = np.linspace(0, len(by_length) - 1, min(most, len(by_length))).round().astype(int)
+    return [by_length[i] for i in picks]
+
+
+def compare(result: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Paired comparison of two results on the same utterances; positive deltas: `other` is better.
+
+    Raises ValueError where the utterances are not the same ones.
+    """
+    mine, theirs = align(result["utterances"], other["utterances"])
+    out: dict[str, Any] = {}
+    for name, unit in (("wer", "word"), ("cer", "character")):
+        errors, others = ([row[f"{unit}_errors"] for row in rows] for rows in (mine, theirs))
+        totals = [row[f"{unit}s"] for row in mine]
+        out[name] = paired_bootstrap(errors, others, totals, seed=seed)
+    if all("digest" in row for row in (*mine, *theirs)):
+        same = [a["digest"] == b["digest"] for a, b in zip(mine, theirs, strict=True)]
+        out["identical"] = sum(same) / len(same)
+    return out | {"utterances": len(mine)}
+
+
+def align(rows: Sequence[Row], others: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Both sorted alike; ValueError where they are not of the same utterances."""
+    mine, theirs = (
+        sorted(part, key=lambda row: (row["id"], row["duration"], row["words"]))
+        for part in (rows, others)
+    )
+    if [(row["id"], row["words"]) for row in mine] != [(row["id"], row["words"]) for row in theirs]:
+        raise ValueError("the two results are not of the same utterances; evaluate both on one set")
+    return mine, theirs
+
+
+def describe_utterance(utterance: Utterance) -> Row:
+    """What identifies an utterance in a result."""
+    return {
+        "id": utterance.id,
+        "duration": round(utterance.duration, 3),
+        "words": len(utterance.text.split()),
+    }
+
+
+def read_test_data(path: str | Path) -> list[Utterance]:
+    """The utterances of a manifest or LibriSpeech folder; of several splits, those named test*."""
+    sources = find_sources(path)
+    if len(sources) > 1:
+        tests = {name: p for name, p in sources.items() if name.lower().startswith("test")}
+        if not tests:
+            raise ValueError(
+                f"{path}: several splits ({', '.join(sources)}) and none named test*; name one"
+            )
+        sources = tests
+    return [utterance for p in sources.values() for utterance in read_source(p)]
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A result file of evaluate.py; ValueError for anything else."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such result file; evaluate.py writes one") from None
+    except ValueError:
+        raise ValueError(f"{path}: not a JSON file; name a result of evaluate.py") from None
+    if not isinstance(result, dict) or not isinstance(result.get("utterances"), list):
+        raise ValueError(f"{path}: not a result of evaluate.py")
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """What evaluate.py prints."""
+    low, high = result["wer_interval"]
+    clow, chigh = result["cer_interval"]
+    lines = [
+        f"{len(result['utterances'])} utterances, {result['words']} words, "
+        f"{result['seconds'] / 60:.1f} min",
+        f"WER {result['wer']:.2%}  (95 % interval {low:.2%} to {high:.2%}; "
+        f"{result['substitutions']} substitutions, {result['insertions']} insertions, "
+        f"{result['deletions']} deletions)",
+        f"CER {result['cer']:.2%}  ({clow:.2%} to {chigh:.2%})",
+        f"{result['bytes'] / 1e6:.2f} MB, {result['params'] / 1e6:.2f} M parameters",
+    ]
+    for speed in result.get("speed", []):
+        lines.append(
+            f"{speed['threads']} thread{'s' * (speed['threads'] > 1)}: RTF {speed['rtf']:.4f}, "
+            f"latency p50 {1e3 * speed['latency_p50']:.0f} ms, p95 "
+            f"{1e3 * speed['latency_p95']:.0f} ms, peak memory {speed['peak_rss'] / 1e6:.0f} MB"
+        )
+    if "speed" in result:
+        lines.append(f"  {DEFINITION}; medians over {result['speed_utterances']} utterances")
+    for part in result.get("sets", []):
+        low, high = part["wer_interval"]
+        lines.append(
+            f"{part['test_data']}: {part['utterances']} utterances, {part['words']} words, "
+            f"WER {part['wer']:.2%} ({low:.2%} to {high:.2%}), CER {part['cer']:.2%}"
+        )
+    if result["worst"]:
+        lines.append("worst utterances")
+    for row in result["worst"]:
+        lines.append(f"  {row['id']}: {row['word_errors']} errors in {row['words']} words")
+        lines.append(f"    said  {row['reference'] or '(nothing)'}")
+        lines.append(f"    heard {row['hypothesis'] or '(nothing)'}")
+    if result["confusions"]:
+        lines.append("most frequent errors (said > heard)")
+        pairs = [f"{a or '-'} > {b or '-'} {n}x" for a, b, n in result["confusions"]]
+        lines.append("  " + ", ".join(pairs))
+    return "\n".join(lines)
+
+
+def report_comparison(comparison: dict[str, Any], other: str) -> str:
+    """The printed form of `compare`."""
+    lines = [f"against {other}, {comparison['utterances']} utterances"]
+    for name in ("wer", "cer"):
+        c = comparison[name]
+        low, high = c["interval"]
+        lines.append(
+            f"  delta {name.upper()} {100 * c['delta']:+.2f} points (95 % interval "
+            f"{100 * low:+.2f} to {100 * high:+.2f}; lower in {c['better']:.0%} of draws)"
+        )
+    if "identical" in comparison:
+        lines.append(f"  identical texts {comparison['identical']:.1%}")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
+    add("--test_data", required=True, nargs="+",
+        help="manifests, LibriSpeech folders; several count as one")  # fmt: skip
+    add("--output_file", help="JSON with all results; folders are made")
+    add("--batch_size", type=int, default=8, help="utterances at once (default: 8)")
+    add("--threads", type=int, default=0, help="processor threads (default: all cores)")
+    add("--limit", type=int, default=0, help="only the first so many of each set (default: all)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")
+    add("--no_speed", action="store_true", help="leave speed and memory out")
+    add("--no_texts", action="store_true", help="write no texts to the file, only their counts")
+    add_beam_flags(parser)
+    args = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("threads", 0), ("limit", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} {getattr(args, name)} must be at least {least}")
+    args.command = command_line("evaluate.py", argv)
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    busy = busy_cores()
+    beam = beam_from_flags(args)
+    parts = {p: read_test_data(p)[: args.limit or None] for p in args.test_data}
+    utterances = [utterance for part in parts.values() for utterance in part]
+    other = read_result(args.compare) if args.compare else None
+    if other is not None:
+        align([describe_utterance(u) for u in utterances], other["utterances"])
+    if args.output_file:
+        check_writable(args.output_file)
+    result = evaluate(
+        args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed,
+        beam,
+    )  # fmt: skip
+    rows = result.pop("utterances")
+    if len(parts) > 1:
+        sizes = [(portable_path(path), len(part)) for path, part in parts.items()]
+        result["sets"] = by_set(rows, sizes, args.seed)
+    result |= {
+        "model": portable_path(args.model_path),
+        "test_data": " ".join(map(portable_path, args.test_data)),
+        "command": args.command,
+        "commit": commit(),
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "decoding": asdict(beam) | {"lm": portable_path(beam.lm)} if beam else "greedy",
+        "definition": DEFINITION,
+        "machine": describe_machine() | {"load_before": busy},
+    }
+    texts = [report(result | {"utterances": rows})]
+    if not args.no_speed and busy_note(busy):
+        texts.append(busy_note(busy))
+    if other is not None:
+        comparison = compare({"utterances": rows}, other, args.seed)
+        result["comparison"] = comparison | {"other": portable_path(args.compare)}
+        texts.append(report_comparison(comparison, args.compare))
+    if args.no_texts:
+        del result["confusions"], result["worst"]
+        rows = [{k: v for k, v in r.items() if k not in ("reference", "hypothesis")} for r in rows]
+    if args.output_file:
+        write_json(args.output_file, result | {"utterances": rows})
+        texts.append(f"written to {args.output_file}")
+    print("\n".join(texts))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return guarded(lambda: run(args))

@@ -1,0 +1,192 @@
+"""A checkpoint as one self-contained ONNX file that NeMo CTC clients and `asr.load` run.
+
+Inputs `audio_signal` (B, n_mels, T) float32 and `length` (B,) int64 in frames; output `logprobs`
+(B, T', V) float32 with T' = ceil(T / subsampling_factor). Batch and time are free. Written with
+torch 2.13's dynamo exporter; the metadata holds features, tokens and sizes, so a device needs only
+this file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from asr import __version__
+from asr.network.checkpoint import Checkpoint
+from asr.network.model import ConformerCTC, ConvModule
+from asr.network.onnx_graph import build_graph, stored_bytes
+from asr.network.onnx_layers import Int8Conv2d, Int8Linear
+from asr.runtime.config import config_to_dict
+from asr.runtime.decoding import greedy_decode
+from asr.runtime.files import write_atomically
+from asr.runtime.recognizer import (
+    METADATA_KEY,
+    METADATA_VERSION,
+    OnnxBackend,
+    Recognizer,
+    count_weights,
+)
+
+SHAPES = ((2, 201), (1, 1000), (3, 77), (1, 1))  # B, T of the parity check
+# differences of log-probabilities, in their standard deviations where those exceed 1
+FLOAT_TOLERANCE = 1e-3  # the largest; float models reach 1e-5
+INTEGER_TOLERANCE = 0.1  # the mean; roundings of activations may fall to either side
+
+
+class ExportError(ValueError):
+    """A model that could not be exported, or a file that does not compute what the model does."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison of the file with the model on random features."""
+
+    batch: int
+    frames: int
+    max_difference: float  # of log-probabilities, valid frames
+    mean_difference: float
+    same_text: bool
+
+    def __str__(self) -> str:
+        return (
+            f"B={self.batch} T={self.frames}: max difference {self.max_difference:.1e}, "
+            f"mean {self.mean_difference:.1e}, texts {'equal' if self.same_text else 'differ'}"
+        )
+
+
+def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
+    """Writes `path` and `tokens.txt` beside it, whole or not at all; returns the parity check.
+
+    Raises ExportError if the file is larger than its weights explain, or computes something else
+    than the model.
+    """
+    path = Path(path)
+    model = prepare(checkpoint.model)
+    program = build_graph(model)
+    program.metadata_props.clear()
+    program.metadata_props.update(metadata(checkpoint, model))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".onnx")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        onnx_ir.save(program, temporary)
+        check_size(temporary, model)
+        rows = check_parity(checkpoint.model, temporary, exact=not has_integers(model))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    tokens = "".join(f"{token} {i}\n" for i, token in enumerate(checkpoint.tokenizer.tokens))
+    write_atomically(path.with_name("tokens.txt"), tokens)
+    return rows
+
+
+def prepare(model: ConformerCTC) -> ConformerCTC:
+    """A copy for export: BatchNorm folded, packed layers in onnxruntime's operators.
+
+    A packed layer is any module with a method `onnx_layer()`: see `asr.network.onnx_layers`.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "onnx_layer"):
+            model.set_submodule(name, module.onnx_layer().eval(), strict=True)
+    for module in model.modules():
+        if isinstance(module, ConvModule):
+            fold_batch_norm(module)
+    return model
+
+
+def fold_batch_norm(module: ConvModule) -> None:
+    """Multiplies BatchNorm's scale and shift into the depthwise convolution before it."""
+    conv, norm = module.depthwise, module.batch_norm
+    if type(conv) is not nn.Conv1d or conv.bias is None:
+        return  # a compressed convolution keeps its own weights
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    conv.weight.data *= scale[:, None, None]
+    conv.bias.data = (conv.bias - norm.running_mean) * scale + norm.bias
+    module.batch_norm = _NoNorm()  # type: ignore[assignment]
+
+
+class _NoNorm(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
+    """What NeMo clients read, and under one key of our own what `asr.runtime.recognizer` reads."""
+    ours = {
+        "version": METADATA_VERSION,
+        "features": config_to_dict(checkpoint.features),
+        "tokens": checkpoint.tokenizer.tokens,
+        "subsampling_factor": model.config.subsampling_factor,
+        "parameters": count_weights(checkpoint.model),
+        "one_at_a_time": any(getattr(module, "one_at_a_time", False) for module in model.modules()),
+        "steps": [str(entry.get("step")) for entry in checkpoint.history],
+    }
+    return {
+        "model_type": "EncDecCTCModel",
+        "vocab_size": str(len(checkpoint.tokenizer)),
+        "subsampling_factor": str(model.config.subsampling_factor),
+        "normalize_type": "per_feature",
+        "version": __version__,
+        METADATA_KEY: json.dumps(ours, ensure_ascii=False),
+    }
+
+
+def has_integers(model: nn.Module) -> bool:
+    """Whether activations are quantised, so that the file is only close to the model."""
+    return any(isinstance(module, Int8Linear | Int8Conv2d) for module in model.modules())
+
+
+def check_size(path: Path, model: ConformerCTC) -> None:
+    """The file holds every weight once, in its own type: a folded or copied weight shows here."""
+    weights = stored_bytes(model)
+    size, blocks = path.stat().st_size, len(model.blocks)
+    allowed = weights + 65536 * (blocks + 4)  # the graph needs about 20 kB a block
+    if size > allowed:
+        raise ExportError(
+            f"the ONNX file has {size} bytes where its weights need {weights}: a weight was "
+            "unpacked or stored twice; nothing was written"
+        )
+
+
+def check_parity(model: ConformerCTC, path: Path, exact: bool = True) -> list[Parity]:
+    """Compares batches through the file with the model's utterances, each alone and unpadded."""
+    recognizer = Recognizer(OnnxBackend(path, threads=0))
+    random = np.random.default_rng(0)
+    rows = []
+    for batch, frames in SHAPES:
+        sizes = np.linspace(frames, (frames + 1) // 2, batch).astype(int)
+        features = [random.standard_normal((n, model.config.n_mels), np.float32) for n in sizes]
+        found = recognizer.log_probs(features)
+        with torch.inference_mode():
+            expected = [model(torch.from_numpy(x)[None]).log_probs[0].numpy() for x in features]
+        if [x.shape for x in found] != [x.shape for x in expected]:
+            raise ExportError(f"B={batch} T={frames}: the file returns other shapes than the model")
+        difference = np.concatenate([abs(x - y) for x, y in zip(found, expected, strict=True)])
+        row = Parity(
+            batch, frames, float(difference.max()), float(difference.mean()),
+            [greedy_decode(x) for x in found] == [greedy_decode(x) for x in expected],
+        )  # fmt: skip
+        rows.append(row)
+        spread = max(1.0, float(np.concatenate(expected).std()))
+        good = (
+            row.max_difference <= FLOAT_TOLERANCE * spread and row.same_text
+            if exact
+            else row.mean_difference <= INTEGER_TOLERANCE * spread
+        )
+        if not good:  # NaN included
+            raise ExportError(f"the file computes something else than the model: {row}")
+    return rows

@@ -1,0 +1,327 @@
+"""Conformer-CTC in the paper's form and NeMo's parametrisation.
+
+Conformer: Gulati et al. 2020 (arXiv 2005.08100). Relative positions: Dai et al. 2019. Intermediate
+CTC: Lee & Watanabe 2021; self-conditioning: Nozaki & Komatsu 2021. Everything that multiplies is an
+nn.Linear (pointwise convolutions too), so that every compression method reaches it; modules keep
+their own widths, so that a pruned module is built from smaller arguments.
+
+Axes: B batch, T frames, D d_model, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asr.runtime.config import ModelConfig
+from asr.runtime.features import subsampled_length
+
+
+class Output(NamedTuple):
+    """What a recogniser returns: log-probabilities, their lengths, intermediate CTC outputs."""
+
+    log_probs: Tensor  # (B, T', V) float32
+    lengths: Tensor  # (B,) valid frames of log_probs
+    intermediate: list[Tensor]  # (B, T', V) after each of config.intermediate_layers, in training
+
+
+def valid_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B, size) bool, true where a frame belongs to its utterance."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def no_cpu_autocast() -> AbstractContextManager[Any]:
+    """Leaves autocast on a CPU, where bf16 convolutions and attention products are slow."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()
+
+
+def cpu_float(x: Tensor) -> Tensor:
+    """float32 on a CPU, unchanged on a GPU."""
+    return x.float() if x.device.type == "cpu" else x
+
+
+class LockedDropout(nn.Module):
+    """Dropout with one mask for all frames of an utterance: much cheaper on a CPU, same purpose."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.empty(x.shape[0], 1, x.shape[2], device=x.device).bernoulli_(1 - self.p)
+        return x * (keep / (1 - self.p)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class ConvSubsampling(nn.Module):
+    """Stride-2 3x3 convolutions over (time, frequency), then a projection to d_model.
+
+    `channels` holds one width a stage. `separable`: every stage after the first is a depthwise
+    convolution and a pointwise Linear.
+    """
+
+    def __init__(
+        self, n_mels: int, d_model: int, channels: list[int], separable: bool = False
+    ) -> None:
+        super().__init__()
+        self.args = {
+            "n_mels": n_mels, "d_model": d_model, "channels": list(channels),
+            "separable": separable,
+        }  # fmt: skip
+        self.convs = nn.ModuleList()
+        self.pointwise = nn.ModuleList()
+        width = 1
+        for stage, n in enumerate(channels):
+            if separable and stage > 0:
+                self.convs.append(nn.Conv2d(width, width, 3, 2, 1, groups=width))
+                self.pointwise.append(nn.Linear(width, n))
+            else:
+                self.convs.append(nn.Conv2d(width, n, 3, 2, 1))
+                self.pointwise.append(nn.Identity())
+            width = n
+        self.out = nn.Linear(width * subsampled_length(n_mels, 2 ** len(channels)), d_model)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = features.masked_fill(~valid_mask(lengths, features.shape[1]).unsqueeze(-1), 0)
+        x = x.unsqueeze(1)  # (B, 1, T, n_mels)
+        for conv, pointwise in zip(self.convs, self.pointwise, strict=True):
+            with no_cpu_autocast():
+                x = conv(cpu_float(x))
+            if not isinstance(pointwise, nn.Identity):
+                x = pointwise(x.movedim(1, -1)).movedim(-1, 1)
+            x = F.relu(x)  # (B, C, T', F')
+            lengths = subsampled_length(lengths, 2)
+            padding = ~valid_mask(lengths, x.shape[2])
+            x = x.masked_fill(padding[:, None, :, None], 0)
+        x = self.out(x.transpose(1, 2).flatten(2))  # (B, T', C * F') -> (B, T', D)
+        return x, lengths
+
+
+def relative_positions(n_frames: int, d_model: int, like: Tensor) -> Tensor:
+    """Sinusoids (2T - 1, D) for the distances T - 1 ... -(T - 1); computed, so no length limit."""
+    distance = torch.arange(n_frames - 1, -n_frames, -1, device=like.device, dtype=torch.float32)
+    step = torch.arange(0, d_model, 2, device=like.device, dtype=torch.float32)
+    angle = distance.unsqueeze(1) * torch.exp(step * (-math.log(10000.0) / d_model))
+    return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
+
+
+class RelPositionAttention(nn.Module):
+    """Self-attention with relative positions (Transformer-XL), untied biases u and v.
+
+    `n_heads` of width `d_head`; n_heads * d_head may be smaller than d_model (pruned heads).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, d_head: int) -> None:
+        super().__init__()
+        self.args = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
+        inner = n_heads * d_head
+        self.norm = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, inner)
+        self.key = nn.Linear(d_model, inner)
+        self.value = nn.Linear(d_model, inner)
+        self.position = nn.Linear(d_model, inner, bias=False)
+        self.out = nn.Linear(inner, d_model)
+        self.bias_u = nn.Parameter(torch.zeros(n_heads, 1, d_head))
+        self.bias_v = nn.Parameter(torch.zeros(n_heads, 1, d_head))
+
+    def forward(self, x: Tensor, positions: Tensor, padding_bias: Tensor | None) -> Tensor:
+        """x (B, T, D), positions (2T - 1, D), padding_bias (B, 1, 1, T), -inf at padding."""
+        x = self.norm(x)
+        query, key, value = (
+            self.heads(linear(x)) for linear in (self.query, self.key, self.value)
+        )  # (B, H, T, d_head)
+        position = self.heads(self.position(positions).unsqueeze(0))  # (1, H, 2T - 1, d_head)
+        with no_cpu_autocast():
+            scale = 1 / math.sqrt(self.args["d_head"])
+            bias = shift_relative((query + self.bias_v) @ position.transpose(2, 3)) * scale
+            if padding_bias is not None:
+                bias = bias + padding_bias
+            x = attend(query + self.bias_u, key, value, bias, scale)
+        return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * d_head) -> (B, H, T, d_head), float32 on a CPU."""
+        x = cpu_float(x)
+        return x.view(*x.shape[:2], -1, self.args["d_head"]).transpose(1, 2)
+
+
+def shift_relative(x: Tensor) -> Tensor:
+    """(B, H, T, 2T - 1) by distance -> (B, H, T, T) by key: entry (i, j) is distance i - j."""
+    b, h, t, n = x.shape
+    if x.requires_grad and not torch.compiler.is_compiling():
+        x = x.contiguous()  # one strided view: its gradient is one copy, not four
+        return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
+    x = F.pad(x, (1, 0)).flatten(2)[..., t:]  # each row moves one further to the left
+    return x.view(b, h, t, n)[..., :t]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(query key^T * scale + bias) value, all (B, H, T, d_head), bias (B, H, T, T).
+
+    PyTorch's fused kernel, except where a CPU needs the gradient of the bias: there it has none.
+    """
+    if query.device.type == "cpu" and bias.requires_grad:
+        scores = torch.matmul(query * scale, key.transpose(2, 3)) + bias
+        return torch.softmax(scores, dim=3) @ value
+    query, value = query.to(bias.dtype), value.to(bias.dtype)
+    return F.scaled_dot_product_attention(query, key.to(bias.dtype), value, bias, scale=scale)
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, Linear to `hidden`, SiLU, Linear back."""
+
+    def __init__(self, d_model: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.args = {"d_model": d_model, "hidden": hidden, "dropout": dropout}
+        self.norm = nn.LayerNorm(d_model)
+        self.up = nn.Linear(d_model, hidden)
+        self.down = nn.Linear(hidden, d_model)
+        self.dropout = LockedDropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
+        return self.down(self.dropout(F.silu(self.up(self.norm(x)))))
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the valid frames of (B, T, C): padding is never counted."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, C), mask (B, T) true at valid frames."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return x * scale + (self.bias - self.running_mean * scale)
+        x = x.float()
+        weight = torch.ones_like(x[..., :1]) if mask is None else mask.unsqueeze(-1).float()
+        count = weight.sum()
+        mean = (x * weight).sum((0, 1)) / count  # (C,)
+        centred = (x - mean) * weight
+        var = centred.square().sum((0, 1)) / count
+        with torch.no_grad():
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            good = torch.isfinite(mean + unbiased).all()  # a bad batch leaves no trace
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.copy_(torch.where(good, running.lerp(new, self.momentum or 0.1), running))
+        return centred * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
+
+
+def convolve_frames(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution over the frames of x (B, T, C).
+
+    In PyTorch on a CPU a plain one runs as a 2-D convolution with channels last, the layout that x
+    has: with a kernel of 31 five times faster, forward and backward, than as a 1-D convolution.
+    """
+    x = x.transpose(1, 2)  # (B, C, T)
+    if type(conv) is not nn.Conv1d or torch.compiler.is_compiling():
+        return conv(x).transpose(1, 2)
+    weight, padding = conv.weight.unsqueeze(2), (0, *conv.padding)  # (C, 1, 1, K)
+    x = F.conv2d(x.unsqueeze(2), weight, conv.bias, (1, *conv.stride), padding, 1, conv.groups)
+    return x.squeeze(2).transpose(1, 2)
+
+
+class ConvModule(nn.Module):
+    """Pointwise Linear with GLU, depthwise convolution, BatchNorm, SiLU, pointwise Linear."""
+
+    def __init__(self, d_model: int, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.args = {"d_model": d_model, "channels": channels, "kernel_size": kernel_size}
+        self.norm = nn.LayerNorm(d_model)
+        self.up = nn.Linear(d_model, 2 * channels)
+        self.depthwise = nn.Conv1d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+        )
+        self.batch_norm = MaskedBatchNorm(channels)
+        self.down = nn.Linear(channels, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, T, D), mask (B, T) true at valid frames: padding must not leak into neighbours."""
+        x = F.glu(self.up(self.norm(x)), dim=2)  # (B, T, C)
+        if mask is not None:
+            x = x.masked_fill(~mask.unsqueeze(2), 0)
+        with no_cpu_autocast():
+            x = convolve_frames(self.depthwise, cpu_float(x))
+        return self.down(F.silu(self.batch_norm(x, mask)))
+
+
+class ConformerBlock(nn.Module):
+    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.ff1 = FeedForward(d, d * config.ff_expansion, config.dropout)
+        self.attn = RelPositionAttention(d, config.n_heads, d // config.n_heads)
+        self.conv = ConvModule(d, d, config.conv_kernel_size)
+        self.ff2 = FeedForward(d, d * config.ff_expansion, config.dropout)
+        self.norm = nn.LayerNorm(d)
+        self.dropout = LockedDropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, padding_bias: Tensor | None
+    ) -> Tensor:
+        x = x + 0.5 * self.dropout(self.ff1(x))
+        x = x + self.dropout(self.attn(x, positions, padding_bias))
+        x = x + self.dropout(self.conv(x, mask))
+        x = x + 0.5 * self.dropout(self.ff2(x))
+        return self.norm(x)
+
+
+class ConformerCTC(nn.Module):
+    """Features (B, T, n_mels) to CTC log-probabilities (B, T', V)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        stages = int(math.log2(config.subsampling_factor))
+        self.subsampling = ConvSubsampling(
+            config.n_mels, config.d_model, [config.subsampling_channels] * stages,
+            separable=config.subsampling == "dw_striding",
+        )  # fmt: skip
+        self.dropout = LockedDropout(config.dropout)
+        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
+        self.head = nn.Linear(config.d_model, config.vocab_size)
+        if config.self_conditioned:
+            self.conditioning = nn.Linear(config.vocab_size, config.d_model)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Output:
+        """features (B, T, n_mels), lengths (B,) valid frames; None means no padding."""
+        padded = lengths is not None
+        if lengths is None:
+            lengths = torch.full((features.shape[0],), features.shape[1], device=features.device)
+        x, lengths = self.subsampling(features, lengths)  # (B, T', D)
+        x = self.dropout(x * math.sqrt(self.config.d_model))
+        positions = relative_positions(x.shape[1], x.shape[2], x)
+        mask = padding_bias = None
+        if padded:
+            mask = valid_mask(lengths, x.shape[1])
+            padding_bias = torch.zeros_like(mask, dtype=torch.float32)
+            padding_bias = padding_bias.masked_fill(~mask, -math.inf)[:, None, None]
+        intermediate = []
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, positions, mask, padding_bias)
+            if number in self.config.intermediate_layers and (
+                self.training or self.config.self_conditioned
+            ):
+                log_probs = F.log_softmax(self.head(x).float(), dim=2)
+                if self.training:
+                    intermediate.append(log_probs)
+                if self.config.self_conditioned:
+                    x = x + self.conditioning(log_probs.exp())
+        return Output(F.log_softmax(self.head(x).float(), dim=2), lengths, intermediate)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers in the model."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,294 @@
+"""Speech to text with one model file: `load(path).transcribe(...)` for `.onnx` and `.pt`.
+
+An `.onnx` file needs NumPy, onnxruntime and soundfile only; torch is imported for a `.pt`. Audio
+longer than `WINDOW` seconds is read in windows that overlap, so the memory of the network does not
+grow with the recording: see `transcribe`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from asr.runtime.audio import check_waveform, read_audio
+from asr.runtime.beam import BeamConfig
+from asr.runtime.config import FeatureConfig, config_from_dict
+from asr.runtime.decoding import greedy_decode
+from asr.runtime.features import log_mel, n_frames, subsampled_length
+from asr.runtime.tokenizer import Tokenizer
+
+Array = npt.NDArray[np.float32]
+
+METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
+METADATA_VERSION = 1
+WINDOW, OVERLAP = 25.0, 4.0  # seconds of audio in one piece, and shared with the next one
+SILENCE = 2.0**-11  # a recording whose peak stays below this (-66 dBFS) holds no speech
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a model file says about itself."""
+
+    parameters: int
+    tokens: list[str]
+    features: FeatureConfig
+    subsampling_factor: int
+    one_at_a_time: bool  # batch mates would change the result (dynamically quantised activations)
+    history: tuple[dict[str, Any], ...] = ()  # of a checkpoint: how it was trained and compressed
+
+
+class Backend(Protocol):
+    """Something that runs the network; `info` describes its file."""
+
+    info: Info
+
+    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
+        """features (B, T, n_mels), lengths (B,) in frames -> log_probs (B, T', V)."""
+
+
+class Recognizer:
+    """Audio to text; made by `load`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.info = backend.info
+        self.one_at_a_time = self.info.one_at_a_time
+        self.tokenizer = Tokenizer(self.info.tokens)
+        self.decoder: Callable[[Array], list[int]] = greedy_decode
+
+    def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> str:
+        """The text of an audio file, or of a waveform (N,) in [-1, 1] at `sample_rate` Hz.
+
+        A file brings its own sample rate. Silence gives an empty text. Needs the memory of
+        `WINDOW` seconds in the network, plus 8 MB a minute for the waveform. Raises AudioError
+        (a ValueError) for audio that cannot be used, or is shorter than one output frame.
+        """
+        rate = self.info.features.sample_rate
+        if isinstance(audio, str | Path):
+            waveform = read_audio(audio, rate)
+            where = str(audio)
+        else:
+            waveform = check_waveform(audio, sample_rate, rate)
+            where = "the waveform"
+        if len(waveform) < self._samples_per_frame:
+            raise ValueError(
+                f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
+                f"({self._samples_per_frame / rate:.2f} s); record more"
+            )
+        return self.decode(self.waveform_log_probs(waveform))
+
+    def decode(self, log_probs: Array) -> str:
+        """The text of log_probs (T', V)."""
+        return self.tokenizer.decode(self.decoder(log_probs))
+
+    def waveform_log_probs(self, waveform: Array) -> Array:
+        """log_probs (T', V) of a waveform (N,) at the model's rate, in windows where it is long."""
+        pieces: list[Array] = []
+        total = 0  # output frames read so far
+        for start, stop in windows(len(waveform), *self._window_samples):
+            piece = self._piece_log_probs(waveform[start:stop])
+            first = start // self._samples_per_frame
+            if pieces:
+                shared = total - first
+                cut = meeting_frame(pieces[-1][-shared:], piece[:shared])
+                pieces[-1] = pieces[-1][: len(pieces[-1]) - shared + cut]
+                piece = piece[cut:]
+                first += cut
+            pieces.append(piece)
+            total = first + len(piece)
+        return np.concatenate(pieces)
+
+    def log_probs(self, features: Sequence[Array]) -> list[Array]:
+        """log_probs (T', V) of each of `features` (T, n_mels), run as one padded batch.
+
+        With `one_at_a_time` they are run one by one instead.
+        """
+        size = 1 if self.one_at_a_time else max(len(features), 1)
+        result: list[Array] = []
+        for at in range(0, len(features), size):
+            group = features[at : at + size]
+            lengths = np.array([len(x) for x in group], np.int64)
+            batch = np.zeros((len(group), int(lengths.max()), self.info.features.n_mels), "f4")
+            for row, x in zip(batch, group, strict=True):
+                row[: len(x)] = x
+            valid = subsampled_length(lengths, self.info.subsampling_factor)
+            outputs = self._backend.run(batch, lengths)
+            result += [x[:n] for x, n in zip(outputs, valid, strict=True)]
+        return result
+
+    @property
+    def _samples_per_frame(self) -> int:
+        return self.info.features.hop_length * self.info.subsampling_factor
+
+    @property
+    def _window_samples(self) -> tuple[int, int, int]:
+        """Window, overlap and unit in samples; the first two are multiples of the unit."""
+        unit = self._samples_per_frame
+        rate = self.info.features.sample_rate
+        return int(WINDOW * rate / unit) * unit, int(OVERLAP * rate / unit) * unit, unit
+
+    def _piece_log_probs(self, waveform: Array) -> Array:
+        """log_probs (T', V) of one window; silence is all blanks without asking the network."""
+        if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
+            return self.log_probs([log_mel(waveform, self.info.features)])[0]
+        frames = n_frames(len(waveform), self.info.features)
+        n = subsampled_length(frames, self.info.subsampling_factor)
+        blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
+        blanks[:, 0] = 0.0
+        return blanks
+
+
+def windows(n_samples: int, window: int, overlap: int, unit: int) -> list[tuple[int, int]]:
+    """(start, stop) of windows of nearly equal length that cover `n_samples`.
+
+    None is longer than `window`; neighbours share at least `overlap`; starts are multiples of
+    `unit`. A recording that fits is one window.
+    """
+    if n_samples <= window:
+        return [(0, n_samples)]
+    count = -(-(n_samples - overlap) // (window - overlap - unit))
+    step = (n_samples - overlap) / count
+    starts = [int(i * step / unit) * unit for i in range(count)]
+    stops = [start + overlap for start in starts[1:]] + [n_samples]
+    return list(zip(starts, stops, strict=True))
+
+
+def meeting_frame(left: Array, right: Array) -> int:
+    """Where to change from `left` to `right`, two readings (n, V) of the same frames.
+
+    The frame nearest to the middle at which both read a blank, so that no token is lost or said
+    twice; where there is none, the middle.
+    """
+    middle = len(left) // 2
+    both_blank = np.flatnonzero((left.argmax(axis=1) == 0) & (right.argmax(axis=1) == 0))
+    if not len(both_blank):
+        return middle
+    return int(both_blank[np.abs(both_blank - middle).argmin()])
+
+
+def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
+    """Loads an `.onnx` export or a `.pt` checkpoint; `threads` 0 means all cores.
+
+    With `beam` it decodes by beam search, else greedily. Raises ValueError, in one line, for a file
+    that is missing, damaged or of another kind.
+    """
+    recognizer = _load(Path(path), threads)
+    if beam is not None:
+        from asr.runtime.language_model import load_decoder
+
+        recognizer.decoder = load_decoder(recognizer.info.tokens, beam)
+    return recognizer
+
+
+def _load(path: Path, threads: int) -> Recognizer:
+    if not path.exists():
+        raise ValueError(f"{path}: no such model; name an .onnx or .pt file")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name the model in it, e.g. {path / 'model.onnx'}")
+    if path.suffix == ".onnx":
+        return Recognizer(OnnxBackend(path, threads))
+    if path.suffix == ".pt":
+        return Recognizer(TorchBackend(path, threads))
+    raise ValueError(f"{path}: expected a model that ends in .onnx or .pt")
+
+
+class OnnxBackend:
+    """An exported model in onnxruntime."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no class of their own
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"{path}: not a usable ONNX file, truncated or damaged; export it again ({reason})"
+            ) from None
+        self.info = read_info(path, dict(self._session.get_modelmeta().custom_metadata_map))
+
+    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
+        inputs = {"audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1))}
+        outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
+        log_probs: Array = outputs[0]
+        return log_probs
+
+
+def read_info(path: Path, metadata: dict[str, str]) -> Info:
+    """The description that our export wrote into an ONNX file; ValueError if there is none."""
+    if METADATA_KEY not in metadata:
+        raise ValueError(
+            f"{path}: an ONNX file, but not one exported by this project (no {METADATA_KEY!r} "
+            "metadata); make one with scripts/export_onnx.py"
+        )
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+        version = values["version"]
+        if version > METADATA_VERSION:
+            raise ValueError(
+                f"written by a newer version (format {version}, this program reads up to "
+                f"{METADATA_VERSION}); update the program"
+            )
+        return Info(
+            parameters=int(values["parameters"]),
+            tokens=[str(token) for token in values["tokens"]],
+            features=config_from_dict(FeatureConfig, values["features"]),
+            subsampling_factor=int(values["subsampling_factor"]),
+            one_at_a_time=bool(values["one_at_a_time"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: unusable metadata: {error}") from None
+
+
+class TorchBackend:
+    """A checkpoint in torch; `threads` sets torch's number for the whole process."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise ValueError(
+                f"{path}: needs PyTorch, which is not installed here; export it to .onnx with "
+                "scripts/export_onnx.py on the computer that trained it, or pip install torch"
+            ) from None
+
+        from asr.network.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        if threads:
+            torch.set_num_threads(threads)
+        self._model = checkpoint.model
+        self.info = Info(
+            parameters=count_weights(self._model),
+            tokens=checkpoint.tokenizer.tokens,
+            features=checkpoint.features,
+            subsampling_factor=self._model.config.subsampling_factor,
+            one_at_a_time=any(getattr(m, "one_at_a_time", False) for m in self._model.modules()),
+            history=tuple(checkpoint.history),
+        )
+
+    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(torch.from_numpy(features), torch.from_numpy(lengths))
+        log_probs: Array = output.log_probs.numpy()
+        return log_probs
+
+
+def count_weights(model: Any) -> int:
+    """Weights and biases of a torch model; a packed layer counts the weights it stands for."""
+    tensors = [x for n, x in model.named_buffers() if n.endswith(("qweight", "indices"))]
+    return sum(int(x.numel()) for x in (*model.parameters(), *tensors))

@@ -1,0 +1,101 @@
+"""Text to token ids and back. Id 0 is the CTC blank; `▁` stands for a space.
+
+A tokenizer is a list of tokens: characters, or the pieces of a SentencePiece BPE model. Decoding
+needs only the list, so a device needs neither torch nor sentencepiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+BLANK = "<blk>"
+SPACE = "▁"
+ENGLISH = "abcdefghijklmnopqrstuvwxyz'"
+
+
+class Tokenizer:
+    """Tokens in id order, and the SentencePiece model (bytes) if they are its pieces."""
+
+    def __init__(self, tokens: Sequence[str], sentencepiece_model: bytes | None = None) -> None:
+        if len(tokens) < 2 or tokens[0] != BLANK:
+            raise ValueError(f"the first token must be {BLANK!r} and others must follow it")
+        if len(set(tokens)) != len(tokens):
+            raise ValueError("a token stands twice in the list")
+        self.tokens = list(tokens)
+        self.sentencepiece_model = sentencepiece_model
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+        self._processor: Any = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def characters(cls, alphabet: str = ENGLISH) -> Tokenizer:
+        """One token a character of `alphabet`, and the space."""
+        letters = sorted(set(alphabet) - {" ", SPACE})
+        if not letters:
+            raise ValueError("the alphabet is empty")
+        return cls([BLANK, SPACE, *letters])
+
+    @classmethod
+    def characters_of(cls, texts: Iterable[str]) -> Tokenizer:
+        """One token for every character that the texts use: another language in one line."""
+        return cls.characters("".join(sorted(set("".join(texts)))))
+
+    @classmethod
+    def bpe(cls, texts: Iterable[str], vocab_size: int = 128) -> Tokenizer:
+        """Trains a SentencePiece BPE of `vocab_size` pieces, the blank included."""
+        import io
+
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                character_coverage=1.0,
+                unk_id=0,  # id 0 becomes our blank: CTC has no unknown symbol
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"BPE with {vocab_size} pieces: {error}") from None
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+        pieces = [processor.id_to_piece(i) for i in range(1, processor.get_piece_size())]
+        return cls([BLANK, *pieces], model.getvalue())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; characters outside the alphabet are an error that names them."""
+        if self.sentencepiece_model is None:
+            symbols = text.strip().replace(" ", SPACE)
+            try:
+                return [self._ids[c] for c in symbols]
+            except KeyError:
+                raise ValueError(self._complaint(text, set(symbols) - set(self._ids))) from None
+        if self._processor is None:
+            import sentencepiece
+
+            self._processor = sentencepiece.SentencePieceProcessor(
+                model_proto=self.sentencepiece_model
+            )
+        ids: list[int] = self._processor.encode(text)
+        if 0 in ids:
+            known = set("".join(self.tokens[1:]))
+            raise ValueError(self._complaint(text, set(text.replace(" ", SPACE)) - known))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids that hold no blanks (see `asr.runtime.decoding`)."""
+        return " ".join("".join(self.tokens[i] for i in ids).replace(SPACE, " ").split())
+
+    @staticmethod
+    def _complaint(text: str, unknown: set[str]) -> str:
+        return (
+            f"characters outside the alphabet: {' '.join(repr(c) for c in sorted(unknown))} "
+            f"in {text[:60]!r}; normalise the text or choose another --alphabet"
+        )

@@ -1,0 +1,5 @@
+"""Weights shared by codebooks: `method` has the layers, `kmeans` finds the centroids."""
+
+from compress.clustering.method import ClusteredConv, ClusteredLinear, Config, apply, freeze
+
+__all__ = ["ClusteredConv", "ClusteredLinear", "Config", "apply", "freeze"]

@@ -1,0 +1,14 @@
+"""Weights as integers times scales, or every number as fp16: `method` says how.
+
+`rounding` chooses the integers, `equalization` prepares weights for them, `fakequant` trains with
+them, `layers` stores them and computes.
+"""
+
+from compress.quantization.fakequant import FakeQuantLinear
+from compress.quantization.layers import Int8Conv, Int8Linear, QuantConv, QuantLinear
+from compress.quantization.method import Config, apply, freeze, prepare, why_kept
+
+__all__ = [
+    "Config", "FakeQuantLinear", "Int8Conv", "Int8Linear", "QuantConv", "QuantLinear",
+    "apply", "freeze", "prepare", "why_kept",
+]  # fmt: skip

@@ -1,0 +1,242 @@
+"""The layers of quantization: integers in store and, for int8, at work too.
+
+Each is built empty from its `args`; loading fills parameters and buffers. `weight()` is the weight
+that a layer stands for, `onnx_layer()` what is exported in its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asr.network import onnx_layers
+from asr.network.onnx_layers import dynamic_quantize
+from compress import convolution, packing
+from compress.core import round_to_half
+from compress.quantization import fakequant, rounding
+
+
+def integer_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, in) uint8 times weight (out, in) int8, transposed: exact int32 (N, out)."""
+    if x.is_cpu:
+        return torch._int_mm(x, weight.t())
+    return (x.double() @ weight.t().double()).to(torch.int32)
+
+
+class QuantLinear(nn.Module):
+    """y = x @ W.T + bias, W = (qweight - zero_point) * scale by groups along the input.
+
+    qweight (out, in) int8 of -8..7 (int4) or -1..1 (ternary); scale and zero_point (out, groups);
+    the last group may be shorter.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, in_features: int, out_features: int, precision: str, group_size: int,
+        bias: bool = True, asymmetric: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.args = {
+            "in_features": in_features, "out_features": out_features, "precision": precision,
+            "group_size": group_size, "bias": bias, "asymmetric": asymmetric,
+        }  # fmt: skip
+        self.precision, self.group_size, self.in_features = precision, group_size, in_features
+        groups = -(-in_features // group_size)
+        self.register_buffer("qweight", torch.empty(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(out_features, groups))
+        zero_point = torch.empty(out_features, groups, dtype=torch.int8) if asymmetric else None
+        self.register_buffer("zero_point", zero_point)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+
+    @classmethod
+    def from_values(
+        cls, values: rounding.Quantized, bias: Tensor | None, precision: str, group_size: int
+    ) -> QuantLinear:
+        """A layer of these integers and scales; the bias is rounded to fp16."""
+        out_features, in_features = values.qweight.shape
+        asymmetric = values.zero_point is not None
+        layer = cls(in_features, out_features, precision, group_size, bias is not None, asymmetric)
+        layer.qweight, layer.scale, layer.zero_point = values
+        layer.bias = half_parameter(bias)
+        return layer
+
+    def weight(self) -> Tensor:
+        """The dequantised weight (out, in)."""
+        return rounding.dequantize(self.qweight, self.scale, self.zero_point, self.group_size)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        return F.linear(x, self.weight().to(x.dtype), self.bias)
+
+    def onnx_layer(self) -> nn.Module:
+        """int4: onnxruntime's MatMulNBits; ternary: five weights a byte, unpacked in the graph."""
+        if self.precision == "int4":
+            zero_point = None if self.zero_point is None else self.zero_point + 8
+            return onnx_layers.NBitsLinear(
+                self.qweight + 8, self.scale, self.bias, zero_point, 4, self.group_size
+            )
+        return _UnpackedInGraph(self)
+
+    def extra_repr(self) -> str:
+        group = f", group {self.group_size}" if self.group_size < self.in_features else ""
+        asymmetric = ", asymmetric" if self.args["asymmetric"] else ""
+        return (
+            f"{self.in_features}, {self.args['out_features']}, {self.precision}{group}{asymmetric}"
+        )
+
+
+class _UnpackedInGraph(nn.Module):
+    """A ternary QuantLinear for export: integers packed as in the checkpoint, scales in fp16."""
+
+    scale: Tensor
+
+    def __init__(self, layer: QuantLinear) -> None:
+        super().__init__()
+        self.integers = packing.PackedIndices(layer.qweight + 1, 3)
+        self.group_of = [i // layer.group_size for i in range(layer.in_features)]
+        self.register_buffer("scale", layer.scale.to(torch.float16))
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.integers(torch.tensor([[-1.0, 0.0, 1.0]]))
+        scale = self.scale.float().index_select(1, torch.tensor(self.group_of))
+        return F.linear(x, values * scale, self.bias)
+
+
+class Int8Linear(QuantLinear):
+    """A QuantLinear of one int8 group a row, multiplied in integers: activations become uint8.
+
+    scale and zero_point are (out, 1).
+    """
+
+    one_at_a_time = True  # batch mates and padding change the scale of the activations
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        if self.training:
+            return super().forward(fakequant.fake_dynamic_quantize(x))
+        shape = x.shape
+        x, x_scale, x_zero = dynamic_quantize(x.float().flatten(0, -2))
+        x_zero = x_zero.to(torch.int32)
+        y = integer_product(x, self.qweight)  # (N, out) int32
+        y = y - x_zero * self.qweight.sum(1, dtype=torch.int32)
+        if self.zero_point is not None:
+            total = x.sum(1, keepdim=True, dtype=torch.int32) - x_zero * shape[-1]
+            y = y - total * self.zero_point.t().to(torch.int32)
+        result = y.float() * (x_scale * self.scale.t())
+        if self.bias is not None:
+            result = result + self.bias
+        return result.view(*shape[:-1], -1)
+
+    def onnx_layer(self) -> nn.Module:
+        """DynamicQuantizeLinear and MatMulInteger; zero points of weights as a correction."""
+        plain = onnx_layers.Int8Linear(self.qweight, self.scale, self.bias)
+        return plain if self.zero_point is None else _WithZeroPoints(plain, self.zero_point[:, 0])
+
+
+class _WithZeroPoints(nn.Module):
+    """For export: an int8 product of weights that have zero points (out,)."""
+
+    one_at_a_time = True
+    plain: onnx_layers.Int8Linear
+    zero_point: Tensor
+
+    def __init__(self, plain: onnx_layers.Int8Linear, zero_point: Tensor) -> None:
+        super().__init__()
+        self.plain = plain
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, x_scale, x_zero = onnx_layers.dynamic_quantize(x)
+        y = onnx_layers.matmul_integer(q, self.plain.qweight, x_zero)
+        total = (q.float() - x_zero.float()).sum(-1, keepdim=True)
+        y = (y - total * self.zero_point.float()) * (x_scale * self.plain.scale)
+        return y if self.plain.bias is None else y + self.plain.bias
+
+
+class QuantConv(nn.Module):
+    """A Conv1d or Conv2d with int8 weights and a scale an output channel; computes in float.
+
+    qweight has the shape of the convolution's weight, scale is (out,).
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, **conv: Any) -> None:
+        super().__init__()
+        self.args = conv
+        shape = convolution.weight_shape(conv)
+        self.register_buffer("qweight", torch.empty(shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.empty(shape[0]))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(shape[0])) if conv["bias"] else None
+        )
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv1d | nn.Conv2d) -> QuantConv:
+        layer = cls(**convolution.arguments(conv))
+        rows = conv.weight.detach().flatten(1)
+        values = rounding.grouped(rows, "int8", rows.shape[1])
+        layer.qweight = values.qweight.view_as(conv.weight)
+        layer.scale = values.scale[:, 0]
+        layer.bias = half_parameter(conv.bias)
+        return layer
+
+    def weight(self) -> Tensor:
+        """The dequantised weight, shaped as the convolution's."""
+        scale = self.scale.view(-1, *[1] * (self.qweight.dim() - 1))
+        return self.qweight.to(scale.dtype) * scale
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T) or (B, C, T, F)
+        return convolution.convolve(x, self.weight(), self.bias, self.args)
+
+    def extra_repr(self) -> str:
+        return f"{convolution.describe(self.args)}, int8"
+
+
+class Int8Conv(QuantConv):
+    """A QuantConv over (B, C, T, F) in integers: its input becomes uint8 and is unfolded."""
+
+    one_at_a_time = True
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T, F) -> (B, N, T', F')
+        if self.training:
+            return super().forward(fakequant.fake_dynamic_quantize(x))
+        values, x_scale, x_zero = dynamic_quantize(x.float())
+        top, left = self.args["padding"]
+        values = F.pad(values, (left, left, top, top), value=int(x_zero))
+        for axis, size, step in zip(
+            (2, 3), self.args["kernel_size"], self.args["stride"], strict=True
+        ):
+            values = values.unfold(axis, size, step)  # in the end (B, C, T', F', kh, kw)
+        rows = values.permute(0, 2, 3, 1, 4, 5)
+        weight = self.qweight.flatten(1)
+        y = integer_product(rows.reshape(-1, weight.shape[1]), weight)
+        y = y - x_zero.to(torch.int32) * weight.sum(1, dtype=torch.int32)
+        result = y.float() * (x_scale * self.scale)
+        if self.bias is not None:
+            result = result + self.bias
+        return result.view(*rows.shape[:3], -1).movedim(-1, 1)
+
+    def onnx_layer(self) -> nn.Module:
+        """DynamicQuantizeLinear and MatMulInteger on the unfolded input."""
+        (h, w), (p, q) = self.args["stride"], self.args["padding"]
+        return onnx_layers.Int8Conv2d(self.qweight, self.scale, self.bias, (h, w), (p, q))
+
+
+def quantized_conv(conv: nn.Conv1d | nn.Conv2d) -> QuantConv:
+    """In integers where the products are many: two-dimensional, not depthwise, several channels."""
+    dense = isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.in_channels > 1
+    return (Int8Conv if dense else QuantConv).from_conv(conv)
+
+
+def half_parameter(tensor: Tensor | None) -> nn.Parameter | None:
+    """A copy as a parameter with fp16 values."""
+    return None if tensor is None else nn.Parameter(round_to_half(tensor.detach()))
