@@ -1,6 +1,6 @@
 """What every compression method shares: selecting layers, replacing them, recipes, the run.
 
-A method is one file of this folder, found by `methods()`. It has
+A method is a folder here, found by `methods()`. Its package has
 
     @dataclass(frozen=True)
     class Config(Selection):    # one flag and recipe option a field; checks in __post_init__
@@ -14,7 +14,7 @@ A method is one file of this folder, found by `methods()`. It has
 `apply` may change the model it is given. A Config whose property `needs_calibration` is true gets
 calibration speech, by default of the training data.
 
-A layer that stays in a checkpoint is an nn.Module of the method's file with `self.args` (JSON
+A layer that stays in a checkpoint is an nn.Module that the package names, with `self.args` (JSON
 types) such that `MyLayer(**args)` builds it empty; parameters and buffers are filled on loading.
 Integer tensors stay one number an element in memory: `compress.packing` stores them in as few bits
 as they need, zeros as a bit mask, and float32 values that are exact in fp16 as fp16, so round with
