@@ -1,6 +1,9 @@
 """Measures a model: python evaluate.py --model_path M --test_data D --output_file result.json"""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 from asr.measure.evaluation import main
 
