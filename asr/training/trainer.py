@@ -189,7 +189,7 @@ class Trainer:
         seconds, since = 0.0, begin
         with tqdm(
             total=len(keys), initial=self.batches_done, desc=f"epoch {self.epoch + 1}",
-            disable=self.rank > 0, unit="batch", leave=False, mininterval=1.0,
+            disable=True if self.rank else None, unit="batch", leave=False, mininterval=1.0,
         ) as bar:  # fmt: skip
             for group in self.groups(iter(loader)):
                 progress = (self.epoch + self.batches_done / len(keys)) / config.epochs
