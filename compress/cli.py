@@ -1,4 +1,10 @@
-"""The command compress.py: a checkpoint and a method in, a smaller checkpoint out."""
+"""Makes a trained checkpoint smaller: a checkpoint and a method in, a smaller checkpoint out.
+
+    python compress.py --model_path model.pt --method quantization --output_dir runs/int8
+
+Or several methods in order (--recipe), or the mix of settings that fits a size (--target_size_mb)
+or an error rate (--max_wer_increase).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +17,12 @@ from dataclasses import Field, fields
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from asr.common.provenance import command_line, commit, portable_path
 from asr.measure.evaluation import compare, evaluate, read_test_data
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.runtime.cli import add_flag, add_flags, guarded, number
+from asr.runtime.cli import Parser, add_flag, add_flags, guarded, number
 from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, report, sensitivity
 from compress.registry import methods
@@ -24,17 +30,10 @@ from compress.registry import methods
 CHECKPOINT, REPORT = "model.pt", "compression.json"
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ValueErrors, hence one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the options")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments, with `steps`: one of the method's flags, or those of the recipe."""
     available = methods()
-    parser = Parser(prog="compress.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--method", choices=available, help="what to do; several in order by --recipe")
     add("--recipe", metavar="FILE", help="JSON or TOML: a list of steps, each a method and options")

@@ -1,4 +1,4 @@
-"""Make data/mini, the built-in corpus of synthetic speech (own sentences, Kokoro-82M voices).
+"""Makes data/mini, the built-in corpus of synthetic speech (own sentences, Kokoro-82M voices).
 
 From the repository root, in the environment that `scripts/synthesise.py` describes (about 20
 minutes on two cores; a second call resumes):
@@ -19,6 +19,7 @@ import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from asr.runtime.cli import Parser, guarded
 from scripts.synthesise import PAD, RATE, Kokoro, name_of, phonemes_of, trim
 
 MAX_BYTES = 8_000_000
@@ -317,20 +319,25 @@ def verify(out: Path) -> None:
         raise SystemExit(f"every word should occur {MIN_COUNT} times in train")
 
 
-def main() -> None:
-    """Make the corpus: plan, synthesise, check, encode, verify."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--voices", type=Path, help="folder of Kokoro voices (*.bin)")
-    parser.add_argument("--out", type=Path, default=Path("data/mini"))
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/mini_work"), help="WAV files go here"
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--voices", type=Path, help="folder of Kokoro voices (*.bin)")
+    add("--output_dir", type=Path, default=Path("data/mini"), help="the corpus (%(default)s)")
+    add(
+        "--work", type=Path, default=Path("build/mini_work"), help="WAV files go here (%(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--level", type=float, default=0.967, help="Opus compression, 0 to 1")
-    parser.add_argument("--spoken", action="store_true", help="encode what is spoken so far")
-    parser.add_argument("--verify", action="store_true", help="only check what is there")
-    args = parser.parse_args()
+    add("--jobs", type=int, default=2, help="processes (%(default)s)")
+    add("--seed", type=int, default=7, help="of sentences, voices, speeds, gains (%(default)s)")
+    add("--level", type=float, default=0.967, help="Opus compression, 0 to 1 (%(default)s)")
+    add("--spoken", action="store_true", help="encode what is spoken so far")
+    add("--verify", action="store_true", help="only check what is there")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the corpus: plan, synthesise, check, encode, verify."""
     if not args.verify:
         plan = make_plan(args.seed)
         plan.sort(key=lambda item: item["split"])  # dev and test first
@@ -345,9 +352,15 @@ def main() -> None:
                 pool.map(synthesise, jobs, chunksize=1)
         bad = outliers(plan, args.work)
         print(f"{len(bad)} outliers left out")
-        encode([p for p in plan if p["path"] not in bad], args.work, args.out, args.level)
-    verify(args.out)
+        encode([p for p in plan if p["path"] not in bad], args.work, args.output_dir, args.level)
+    verify(args.output_dir)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

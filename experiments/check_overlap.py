@@ -1,8 +1,7 @@
-"""Count what training and test data share: utterances, speakers and sentences.
+"""Counts what training and test data share: utterances, speakers and sentences.
 
-D=data/LibriSpeech
-python experiments/check_overlap.py --train $D/train-clean-100.json \
-    --test $D/test-clean.json $D/test-other.json --output_file overlap.json
+    python experiments/check_overlap.py --train train-clean-100.json \
+        --test test-clean.json test-other.json --output_path overlap.json
 
 Speakers are counted where transcripts name them; where one side names none, what is shared is
 unknown: null in the JSON, not 0. Speakers are told apart by their ids, and every corpus has ids of
@@ -23,21 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.transcripts import Line, overlap, read_lines
 from asr.measure.machine import describe_machine
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        description="Counts utterances, speakers and sentences in both training and test data.",
+    parser = Parser(
+        __doc__,
         epilog="Each path is a manifest, a LibriSpeech folder, a folder of these, a *.trans.txt "
         "file, or plain text with one sentence a line.",
     )
     add = parser.add_argument
     add("--train", nargs="+", required=True, metavar="PATH", help="what was learnt from, also text")
     add("--test", nargs="+", required=True, metavar="PATH", help="what is reported on")
-    add("--output_file", help="JSON with the counts and examples")
+    parser.add_output_path("JSON with the counts and examples")
     add("--no_texts", action="store_true", help="name sentences by their ids, for closed corpora")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/check_overlap.py", argv)
@@ -63,8 +62,8 @@ def speakers_of(row: dict[str, Any]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Compares every test set with every training set, and prints and writes the counts."""
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     trains = {path: read_lines(path) for path in args.train}
     rows: list[dict[str, Any]] = []
     for test in args.test:
@@ -82,17 +81,16 @@ def run(args: argparse.Namespace) -> int:
             )
             for sentence in row["examples"]["sentences"]:
                 print(f"    {sentence}")
-    if args.output_file:
+    if args.output_path:
         about = {"command": args.command, "commit": commit(), "machine": describe_machine()}
-        write_json(args.output_file, about | {"overlaps": rows})
-        print(f"written to {args.output_file}")
+        write_json(args.output_path, about | {"overlaps": rows})
+        print(f"written to {args.output_path}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

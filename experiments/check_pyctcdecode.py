@@ -1,4 +1,4 @@
-"""Decode a model's outputs with pyctcdecode as well, and compare its texts with ours.
+"""Decodes a model's outputs with pyctcdecode as well, and compares its texts with ours.
 
 pyctcdecode needs NumPy below 2, so give it an environment of its own:
 
@@ -31,7 +31,7 @@ from asr.measure.evaluation import read_test_data
 from asr.measure.machine import describe_machine
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.recognizer import load
 from asr.runtime.tokenizer import SPACE
@@ -42,7 +42,7 @@ UNKNOWN = -10.0  # what an unknown word costs there, its default
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="an .onnx export of a character model")
     add("--lm", required=True, metavar="FILE", help="word n-gram model, .arpa or kenlm's")
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--word_bonus", type=number, default=BeamConfig.word_bonus, help="beta there")
     add("--beam_size", type=int, default=BeamConfig.beam_size, help="hypotheses kept in a frame")
     add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
-    add("--output_file", help="JSON with the rates")
+    parser.add_output_path("JSON with the rates")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/check_pyctcdecode.py", argv)
     return args
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         from pyctcdecode import build_ctcdecoder
     except ImportError:
         raise ValueError("pyctcdecode is not installed; the script's head says how") from None
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     config = BeamConfig(
         beam_size=args.beam_size, lm=args.lm, lm_weight=args.lm_weight, word_bonus=args.word_bonus
     )
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             f"{seconds[name]:.0f} s"
         )
     print(f"{result['identical']:.1%} of {len(utterances)} texts are identical")
-    if args.output_file:
+    if args.output_path:
         about = {
             "model": portable_path(args.model_path), "lm": portable_path(args.lm),
             "dev_data": portable_path(args.dev_data), "utterances": len(utterances),
@@ -111,14 +111,13 @@ def run(args: argparse.Namespace) -> int:
             "beam_size": config.beam_size, "command": args.command, "commit": commit(),
             "pyctcdecode": version("pyctcdecode"), "machine": describe_machine(),
         }  # fmt: skip
-        write_json(args.output_file, about | result)
+        write_json(args.output_path, about | result)
     return int(result["wer"]["ours"] > result["wer"]["pyctcdecode"] + MAX_BEHIND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Run an exported model in sherpa-onnx, a runtime in C++, and compare its texts with ours.
+"""Runs an exported model in sherpa-onnx, a runtime in C++, and compares its texts with ours.
 
     pip install sherpa-onnx sherpa-onnx-core
-    python experiments/check_sherpa_onnx.py --model_path M.onnx --test_data DIR --output_file R.json
+    python experiments/check_sherpa_onnx.py --model_path M.onnx --test_data DIR --output_path R.json
 
 sherpa-onnx computes its own features, whose frames sit half a hop off ours; nothing else may
 differ. So it reads every recording twice, the second time with half a hop (5 ms) of zeros in front:
@@ -29,7 +29,7 @@ from asr.corpus.manifest import Utterance
 from asr.measure.evaluation import read_test_data
 from asr.measure.machine import describe_machine
 from asr.runtime.audio import Waveform, read_audio
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.recognizer import load
 
@@ -38,11 +38,11 @@ MAX_WER_DIFFERENCE, MAX_CHARACTERS, MAX_ALIGNED = 0.01, 0.03, 0.01
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="an .onnx export with its tokens.txt beside it")
     add("--test_data", required=True, help="manifest, LibriSpeech folder or folder of manifests")
-    add("--output_file", help="JSON with the rates and every differing text")
+    parser.add_output_path("JSON with the rates and every differing text")
     add("--no_texts", action="store_true", help="name differing utterances without their texts")
     add("--limit", type=int, default=0, help="only the first so many utterances (default: all)")
     args = parser.parse_args(argv)
@@ -104,8 +104,8 @@ def difference(rows: Sequence[dict[str, str]], key: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Compares, prints, writes; 1 if the two differ too much."""
     utterances = read_test_data(args.test_data)[: args.limit or None]
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     result = compare(args.model_path, utterances)
     print(f"{len(utterances)} utterances")
     print(f"WER here {result['wer']:.2%}, in sherpa-onnx {result['sherpa_wer']:.2%}")
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.no_texts:
         result["differing"] = [row["id"] for row in result["differing"]]
-    if args.output_file:
+    if args.output_path:
         about = {
             "model": portable_path(args.model_path),
             "test_data": portable_path(args.test_data),
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             "sherpa_onnx": version("sherpa-onnx"),
             "machine": describe_machine(),
         }
-        write_json(args.output_file, about | result)
+        write_json(args.output_path, about | result)
     apart = abs(result["wer"] - result["sherpa_wer"])
     return int(
         apart > MAX_WER_DIFFERENCE
@@ -137,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How compressed models answer held-out speech: what rows of the results table are chosen by.
+"""Measures how compressed models answer held-out speech: what rows of the results are chosen by.
 
-python experiments/held_out.py --data ../shared/an4 --model_path float.pt compressed.pt ...
+    python experiments/held_out.py --data ../shared/an4 --model_path float.pt compressed.pt ...
 
 The speech is that of dev*, or without it what training holds out, never a test split. For every
 model: the CTC loss a token, and the Kullback-Leibler divergence of a frame's answer from that of
@@ -23,7 +23,7 @@ from asr.common.provenance import command_line, commit, portable_path
 from asr.measure.evaluation import made_by
 from asr.measure.machine import describe_machine
 from asr.network.checkpoint import load_checkpoint
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 from asr.training.data import BatchDataset, drop_impossible, plain_batches
 from compress import calibration
@@ -33,11 +33,11 @@ from compress.sensitivity import Outputs, distance, outputs
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", nargs="+", required=True, help="checkpoints; the first is the example")
     add("--data", required=True, help="what the models were trained on")
-    add("--output_file", help="JSON with the numbers")
+    parser.add_output_path("JSON with the numbers")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/held_out.py", argv)
     return args
@@ -59,8 +59,8 @@ def ctc_loss(found: Outputs, speech: Calibration) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     first = load_checkpoint(args.model_path[0])
     held_out, _ = drop_impossible(
         calibration.speech(first, args.data, "dev"), first.tokenizer, first.features,
@@ -83,19 +83,18 @@ def run(args: argparse.Namespace) -> int:
         }  # fmt: skip
         rows.append(row)
         print(f"{row['ctc_loss']:8.4f}  {row['divergence']:10.4f}  {path}", flush=True)
-    if args.output_file:
+    if args.output_path:
         about = {
             "data": portable_path(args.data), "utterances": len(held_out), "seed": 0,
             "command": args.command, "commit": commit(), "machine": describe_machine(),
         }  # fmt: skip
-        write_json(args.output_file, about | {"results": rows})
+        write_json(args.output_path, about | {"results": rows})
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

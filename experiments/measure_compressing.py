@@ -1,4 +1,6 @@
-"""Measures what compressing itself takes: experiments/measure_compressing.py --preset large
+"""Measures what compressing itself takes.
+
+    python experiments/measure_compressing.py --preset large
 
 Every post-training method in a process of its own, on a model with random weights: seconds and peak
 memory of the whole command, bytes of the result. Calibration speech is noise: it costs as much.
@@ -26,7 +28,7 @@ from asr.measure.benchmark import synthetic_speech
 from asr.measure.machine import busy_cores, busy_note, describe_machine
 from asr.network.checkpoint import Checkpoint, save_checkpoint
 from asr.network.model import ConformerCTC
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.config import PRESETS, preset
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.tokenizer import Tokenizer
@@ -60,13 +62,12 @@ CALIBRATION_FILES = 64
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default="large", help="(default: large)")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: all)")
-    add("--output_file", help="JSON with the results")
+    add("--preset", choices=PRESETS, default="large", help="size of the model (default: large)")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS),
+        help="what to measure (default: all)")  # fmt: skip
+    parser.add_output_path("JSON with the results")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/measure_compressing.py", argv)
     return args
@@ -109,8 +110,8 @@ def measure(method: str, model: Path, speech: Path, folder: Path) -> dict[str, A
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     load = busy_cores()
     if busy_note(load):
         print(busy_note(load))
@@ -130,16 +131,15 @@ def run(args: argparse.Namespace) -> int:
                 flush=True,
             )
     result = {"preset": args.preset, "results": rows, "command": args.command, "commit": commit()}
-    if args.output_file:
+    if args.output_path:
         machine = describe_machine() | {"load_before": load}
-        write_json(args.output_file, result | {"seed": 0, "machine": machine})
-        print(f"written to {args.output_file}")
+        write_json(args.output_path, result | {"seed": 0, "machine": machine})
+        print(f"written to {args.output_path}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

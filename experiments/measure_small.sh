@@ -52,4 +52,4 @@ write_json(sys.argv[2], {"command": command, "commit": commit(), "seed": 0, "pre
                          "pt_bytes": rows, "smaller": ratios, "machine": describe_machine()})
 PYTHON
 python scripts/benchmark.py infer --threads 1 --rounds 30 --model_path "${models[@]}" \
-    --output_file "$out/speed.json"
+    --output_path "$out/speed.json"

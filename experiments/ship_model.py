@@ -1,4 +1,6 @@
-"""Writes the files that ship: ship_model.py --model_path M --output_dir experiments/librispeech
+"""Writes the files that ship.
+
+    python experiments/ship_model.py --model_path model.pt --output_dir experiments/librispeech
 
 `model_fp16.pt` to fine-tune and compress from, `model_int8.onnx` (with `tokens.txt`) to transcribe
 with. The checkpoint's history stays; paths of the machine that trained it do not.
@@ -18,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from compress import core
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="float checkpoint, e.g. model.pt")
     parser.add_argument("--output_dir", required=True, help="folder for the files that ship")
     return parser.parse_args(argv)
@@ -71,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Average checkpoints: python scripts/average_models.py --model_path A.pt B.pt --output_path M.pt
+"""Averages the weights of checkpoints into one.
+
+    python scripts/average_models.py --model_path A.pt B.pt --output_path M.pt
 
 Runs that began from one model and went different ways (other data, another seed) often meet in an
 average that is better than each (Wortsman et al. 2022, *Model soups*). Choose by dev data whether
@@ -22,12 +24,12 @@ from torch import Tensor
 from asr.common.provenance import commit
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.model import ConformerCTC
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", nargs="+", required=True, metavar="PATH",
         help="two or more checkpoints of one size and one set of tokens")  # fmt: skip
@@ -81,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

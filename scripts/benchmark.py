@@ -1,7 +1,7 @@
-"""Measures speed: scripts/benchmark.py train --preset base, or infer --model_path A.pt B.onnx
+"""Measures speed, of training or of models side by side.
 
-train: seconds of audio trained per second, loading and augmentation included.
-infer: latency and real-time factor of models on one recording, in interleaved rounds.
+python scripts/benchmark.py train --preset base
+python scripts/benchmark.py infer --model_path A.pt B.onnx
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from asr.corpus.manifest import load_splits
 from asr.measure.benchmark import RATE, infer_speed, noise, synthetic_speech
 from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_cores
 from asr.measure.timing import DEFINITION
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.config import PRESETS
 from asr.runtime.files import check_writable, write_json
 from asr.training.train_config import TrainConfig
+
+TRAIN = "seconds of audio trained a second, loading and augmentation included"
+INFER = "latency and real-time factor of models on one recording, in interleaved rounds"
 
 
 def positive(text: str) -> int:
@@ -36,31 +39,34 @@ def positive(text: str) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="what", required=True)
-    train = commands.add_parser("train", help="seconds of audio trained per second")
+    parser = Parser(__doc__)
+    commands = parser.add_subparsers(dest="what", required=True, help="what to measure")
+    train = commands.add_parser("train", help=TRAIN, purpose=f"Measures {TRAIN}.")
     add = train.add_argument
     add("--data_dir", help="manifests or a LibriSpeech tree (default: synthetic WAV files)")
-    add("--preset", nargs="+", choices=PRESETS, default=["base"], help="(default: base)")
-    add("--precision", nargs="+", choices=("auto", "float32", "bf16"), default=["auto"])
-    add("--batch_size", nargs="+", type=positive, default=[16], help="(default: 16)")
-    add("--batch_seconds", type=number, default=240.0, help="as in train.py (default: 240)")
-    add("--num_workers", type=int, default=2, help="(default: 2)")
-    add("--threads", type=int, default=0, help="(default: PyTorch's choice)")
+    add("--preset", nargs="+", choices=PRESETS, default=["base"],
+        help="sizes of the model (default: base)")  # fmt: skip
+    add("--precision", nargs="+", choices=("auto", "float32", "bf16"), default=["auto"],
+        help="of the products (default: auto, bf16 where the processor has it)")  # fmt: skip
+    add("--batch_size", nargs="+", type=positive, default=[16],
+        help="utterances in a batch, one or several to try (default: 16)")  # fmt: skip
+    add("--batch_seconds", type=number, default=240.0,
+        help="most seconds of audio in a batch, as in train.py (default: 240)")  # fmt: skip
+    add("--num_workers", type=int, default=2, help="processes that read audio (default: 2)")
+    add("--threads", type=int, default=0,
+        help="processor threads; 0 leaves the choice to PyTorch (default: 0)")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")
     add("--compile", action="store_true", help="torch.compile the model")
-    add("--steps", type=positive, default=20, help="measured (default: 20)")
+    add("--steps", type=positive, default=20, help="steps that are measured (default: 20)")
     add("--warmup", type=positive, default=5, help="steps before them (default: 5)")
-    infer = commands.add_parser("infer", help="latency and RTF of models")
+    infer = commands.add_parser("infer", help=INFER, purpose=f"Measures {INFER}.")
     add = infer.add_argument
     add("--model_path", nargs="+", required=True, help=".pt or .onnx; ratios are to the first")
     add("--audio_path", help="a recording (default: 10 s of noise)")
     add("--threads", nargs="+", type=positive, help="(default: 1 and all cores)")
-    add("--rounds", type=positive, default=20, help="measured (default: 20)")
+    add("--rounds", type=positive, default=20, help="rounds that are measured (default: 20)")
     for command in (train, infer):
-        command.add_argument("--output_file", help="JSON with the results")
+        command.add_output_path("JSON with the results")
     args = parser.parse_args(argv)
     args.command = command_line("scripts/benchmark.py", argv)
     return args
@@ -128,8 +134,8 @@ def infer(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     load = busy_cores()
     if busy_note(load):
         print(busy_note(load))
@@ -139,15 +145,14 @@ def run(args: argparse.Namespace) -> int:
         "commit": commit(),
         "machine": describe_machine() | {"load_before": load},
     }
-    if args.output_file:
-        write_json(args.output_file, result)
-        print(f"written to {args.output_file}")
+    if args.output_path:
+        write_json(args.output_path, result)
+        print(f"written to {args.output_path}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

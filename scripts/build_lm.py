@@ -1,8 +1,7 @@
-"""Build a word n-gram language model from text, without the sentences of the test sets.
+"""Builds a word n-gram language model from text, without the sentences of the test sets.
 
-D=data/LibriSpeech
-python scripts/build_lm.py --text $D/train-clean-100.json --output_path lm.arpa \
-    --exclude $D/test-clean.json $D/test-other.json
+    python scripts/build_lm.py --text train-clean-100.json --output_path lm.arpa \
+        --exclude test-clean.json test-other.json
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.corpus.ngram import estimate, write_arpa
 from asr.corpus.transcripts import read_lines, without, words_of
-from asr.runtime.cli import guarded, int_list
+from asr.runtime.cli import Parser, guarded, int_list
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        description="Builds a word n-gram language model.",
+    parser = Parser(
+        __doc__,
         epilog="A text is a manifest, a LibriSpeech folder, a *.trans.txt file, or plain text with "
         "one sentence a line. kenlm's build_binary makes the file smaller and quicker to load.",
     )
@@ -63,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Export a checkpoint to ONNX: python scripts/export_onnx.py --model_path M --output_path M.onnx
+"""Exports a checkpoint to ONNX, one file that runs without PyTorch.
+
+    python scripts/export_onnx.py --model_path model.pt --output_path model.onnx
 
 The file is self-contained; `tokens.txt` beside it is for other runtimes. A comparison with the
 checkpoint at several shapes is printed, and a file that differs is not written.
@@ -15,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.network.checkpoint import load_checkpoint
 from asr.network.export import to_onnx
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(description="Exports a checkpoint to ONNX.")
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="checkpoint, e.g. model.pt")
     parser.add_argument("--output_path", required=True, help="file to write, e.g. model.onnx")
     return parser.parse_args(argv)
@@ -42,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Draws the training curve of a run: plot_training.py RUN/log.jsonl --output R.png
+"""Draws the training curve of a run.
+
+    python scripts/plot_training.py RUN/log.jsonl --output_path curve.png
 
 Several logs are drawn one after the other, as a run and its continuation.
 """
@@ -13,14 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("logs", nargs="+", help="log.jsonl files that train.py wrote, in order")
-    parser.add_argument("--output", required=True, help="the PNG to write")
-    parser.add_argument("--title", default="")
+    parser.add_argument("--output_path", required=True, help="the PNG to write")
+    parser.add_argument("--title", default="", help="above the plot")
     return parser.parse_args(argv)
 
 
@@ -59,14 +61,13 @@ def run(args: argparse.Namespace) -> int:
         right.plot(steps, cer, "o-", markersize=3, color="tab:orange", label="dev CER")
     right.set(ylabel="error rate, %", ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(args.output, dpi=120)
-    print(f"wrote {args.output}")
+    figure.savefig(args.output_path, dpi=120)
+    print(f"wrote {args.output_path}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

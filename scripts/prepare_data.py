@@ -1,7 +1,9 @@
-"""Check speech data and write manifests: LibriSpeech folders or JSON-lines manifests in.
+"""Checks speech data and writes manifests for train.py and evaluate.py.
 
-python scripts/prepare_data.py --data_dir ./LibriSpeech/train-clean-100
-python scripts/prepare_data.py --download dev-clean
+    python scripts/prepare_data.py --data_dir ./LibriSpeech/train-clean-100
+    python scripts/prepare_data.py --download dev-clean
+
+In go LibriSpeech folders or JSON-lines manifests.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from tqdm import tqdm
 
 from asr.corpus.download import MD5, URL, download_split
 from asr.corpus.prepare import Rules, name_sources, prepare, summary, write_prepared
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.tokenizer import ENGLISH
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "--data_dir",
@@ -97,8 +99,7 @@ def download(name: str, args: argparse.Namespace) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

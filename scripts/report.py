@@ -1,4 +1,6 @@
-"""Puts results side by side: scripts/report.py experiments/an4 --output_dir runs/report
+"""Puts the results of evaluate.py side by side: a table, and plots of error against size and time.
+
+    python scripts/report.py experiments/an4 --output_dir runs/report
 
 Writes report.md (one row a technique: size, WER, latency, memory of its .pt and .onnx) and the
 plots wer_size.png and wer_latency.png. The table can go into another file's section instead:
@@ -16,14 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.measure.plots import PLOTS, plot
 from asr.measure.report import by_set, insert, markdown
 from asr.measure.results import by_test_data, read_reference, read_results, read_speed
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import write_atomically
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("results", nargs="+", help="result files of evaluate.py, or folders with such")
     add("--baseline", default="", help="name of the float model's result (default: found by name)")
@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Scans layer by layer what compression costs: scripts/sensitivity.py --model_path M --output_dir D
+"""Scans layer by layer what compression costs a model, so that compress.py can mix settings.
+
+    python scripts/sensitivity.py --model_path model.pt --output_dir D
 
 Writes sensitivity.json and sensitivity.png. `compress.py --sensitivity D/sensitivity.json` with
 --target_size_mb or --max_wer_increase then picks the mixed setting from it.
@@ -16,15 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.common.provenance import command_line, commit, portable_path
 from asr.measure.machine import describe_machine
 from asr.network.checkpoint import load_checkpoint
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 from compress import calibration, sensitivity
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="the float checkpoint")
     add("--output_dir", required=True, help="folder for sensitivity.json and sensitivity.png")
@@ -108,8 +108,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

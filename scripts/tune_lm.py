@@ -1,10 +1,10 @@
-"""Choose the weights of a language model on development data, never on a test set.
+"""Chooses the weights of a language model on development data, never on a test set.
 
-python scripts/tune_lm.py --model_path model.pt --lm lm.arpa \
-    --dev_data data/LibriSpeech/dev-clean.json
+    python scripts/tune_lm.py --model_path model.pt --lm lm.arpa --dev_data dev-clean.json
 
-Every pair of a coarse grid is tried, then those halfway from the best pair to its neighbours. A
-best value at an edge of the grid is pointed out, since a better one may lie beyond.
+The network runs once; every pair of weights is a beam search over its output. Every pair of a
+coarse grid is tried, then those halfway from the best pair to its neighbours. A best value at an
+edge of the grid is pointed out, since a better one may lie beyond.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asr.corpus.manifest import Utterance, find_sources, load_dataset
 from asr.measure.machine import describe_machine
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import load_decoder
@@ -42,11 +42,7 @@ def number_list(text: str) -> tuple[float, ...]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        description="Tries weights of a language model on development data.",
-        epilog="The network runs once; every pair of weights is a beam search over its output. "
-        "After the pairs of the grid come those halfway from the best one to its neighbours.",
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
     add("--lm", required=True, metavar="FILE", help="word n-gram model, .arpa or kenlm's")
@@ -58,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--beam_size", type=int, default=BeamConfig.beam_size, help="hypotheses kept in a frame")
     add("--limit", type=int, default=0, help="so many utterances, evenly spread (default: all)")
     add("--threads", type=int, default=0, help="processor threads (default: all cores)")
-    add("--output_file", help="JSON with the table")
+    parser.add_output_path("JSON with the table")
     args = parser.parse_args(argv)
     for name in ("limit", "threads"):
         if getattr(args, name) < 0:
@@ -128,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.dev_data}: {', '.join(tests)} is a test set; name a dev set")
     grids = {name: getattr(args, flag) for name, flag in GRIDS.items()}
     configs = {pair: configure(args, *pair) for pair in itertools.product(*grids.values())}
-    if args.output_file:
-        check_writable(args.output_file)
+    if args.output_path:
+        check_writable(args.output_path)
     if not configs:
         raise ValueError("no weights to try; give --lm_weights and --word_bonuses")
     recognizer = load(args.model_path, args.threads, next(iter(configs.values())))
@@ -166,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"best: {flags_of(best)} (WER {best['wer']:.2%}, greedy {greedy['wer']:.2%})")
     for note in edge_notes(best, grids):
         print(note)
-    if args.output_file:
+    if args.output_path:
         about = {
             "model": portable_path(args.model_path),
             "lm": portable_path(args.lm),
@@ -181,14 +177,13 @@ def run(args: argparse.Namespace) -> int:
             "seed": None,  # nothing is drawn at random
             "machine": describe_machine(),
         }
-        write_json(args.output_file, about | {"table": rows})
+        write_json(args.output_path, about | {"table": rows})
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def without(tmp_path):
 
 
 def test_speed_is_measured_without_torch(tiny_onnx, tmp_path, without):
-    flags = ["--threads", "1", "--rounds", "1", "--output_file", tmp_path / "r.json"]
+    flags = ["--threads", "1", "--rounds", "1", "--output_path", tmp_path / "r.json"]
     done = subprocess.run(
         [sys.executable, "scripts/benchmark.py", "infer", "--model_path", tiny_onnx, *flags],
         cwd=ROOT, env=without, capture_output=True, text=True, check=False,

@@ -327,7 +327,7 @@ def test_held_out_measures_against_the_first_model(checkpoint, corpus, tmp_path,
         save_checkpoint(tmp_path / name, one)
     out = tmp_path / "r.json"
     paths = [str(tmp_path / name) for name in ("a.pt", "b.pt")]
-    flags = ["--model_path", *paths, "--data", str(corpus), "--output_file", str(out)]
+    flags = ["--model_path", *paths, "--data", str(corpus), "--output_path", str(out)]
     assert held_out.main(flags) == 0
     first, second = json.loads(out.read_text())["results"]
     assert first["divergence"] == 0 < second["divergence"]

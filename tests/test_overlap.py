@@ -84,7 +84,7 @@ def test_unknown_ids_and_speakers_are_not_shared(tmp_path):
 
 def test_check_overlap_prints_and_writes(text, manifest, tmp_path, capsys):
     out = tmp_path / "new" / "overlap.json"
-    flags = ["--train", str(text), "--test", str(manifest), "--output_file", str(out)]
+    flags = ["--train", str(text), "--test", str(manifest), "--output_path", str(out)]
     assert check_overlap.main(flags) == 0
     printed = capsys.readouterr().out
     assert "1 of 3 utterances, 1 of 2 speakers, 1 sentences, 1 single words" in printed
@@ -102,7 +102,7 @@ def test_check_overlap_says_where_speakers_are_unknown(text, manifest, tmp_path,
     nameless = tmp_path / "nameless.json"
     nameless.write_text('{"audio_filepath": "a.wav", "duration": 1, "text": "yes"}\n')
     out = tmp_path / "overlap.json"
-    flags = ["--output_file", str(out)]
+    flags = ["--output_path", str(out)]
     for train, test, speakers, shared, said in (
         (text, manifest, 2, 1, "1 of 2 speakers"),
         (nameless, manifest, 2, None, "speakers unknown"),

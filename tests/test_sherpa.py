@@ -45,7 +45,7 @@ def test_a_place_that_cannot_be_written_is_told_at_once(clip, tmp_path, monkeypa
     write_manifest(tmp_path / "test.json", [Utterance(str(clip), 2.0, "hello")])
     monkeypatch.setattr(check, "compare", None)
     flags = ["--model_path", "model.onnx", "--test_data", str(tmp_path / "test.json")]
-    assert check.main([*flags, "--output_file", str(tmp_path)]) == 2
+    assert check.main([*flags, "--output_path", str(tmp_path)]) == 2
     assert "a folder; name a file in it" in capsys.readouterr().err
 
 
@@ -59,7 +59,7 @@ def real_speech(tmp_path_factory):
     whole = [u for u in read_test_data(SPEECH) if u.duration < WINDOW - 1]  # sherpa has no windows
     write_manifest(manifest, spread(whole, 60))
     flags = ["--model_path", str(MODEL), "--test_data", str(manifest)]
-    check.main([*flags, "--output_file", str(output)])
+    check.main([*flags, "--output_path", str(output)])
     return json.loads(output.read_text())
 
 

@@ -1,4 +1,6 @@
-"""The command evaluate.py: accuracy, speed, size and memory of a `.pt` or `.onnx` model.
+"""Measures a model on recordings with known texts: accuracy, speed, size and memory.
+
+    python evaluate.py --model_path model.onnx --test_data data/LibriSpeech/test-clean
 
 Accuracy is corpus WER and CER with bootstrap intervals, from exactly the texts that transcribe.py
 writes. Speed and memory are measured in a separate pass, in processes of their own (`timing`).
@@ -31,7 +33,7 @@ from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_
 from asr.measure.timing import DEFINITION, measure
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.features import log_mel
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
@@ -293,12 +295,13 @@ def report_comparison(comparison: dict[str, Any], other: str) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
     add("--test_data", required=True, nargs="+",
         help="manifests, LibriSpeech folders; several count as one")  # fmt: skip
-    add("--output_file", help="JSON with all results; folders are made")
+    add("--output_file", "--output_path", metavar="FILE",
+        help="JSON with all results; folders are made")  # fmt: skip
     add("--batch_size", type=int, default=8, help="utterances at once (default: 8)")
     add("--threads", type=int, default=0, help="processor threads (default: all cores)")
     add("--limit", type=int, default=0, help="only the first so many of each set (default: all)")
@@ -362,5 +365,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))

@@ -122,7 +122,7 @@ def read_speed(path: str | Path) -> Speed:
         return Speed(rows, str(contents["command"]), str(contents["commit"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: no times of scripts/benchmark.py infer with --output_file ({error})"
+            f"{path}: no times of scripts/benchmark.py infer with --output_path ({error})"
         ) from None
 
 

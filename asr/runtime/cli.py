@@ -1,4 +1,4 @@
-"""What every command shares: flags from dataclasses, and one clear line for a user's mistake."""
+"""What every command shares: its parser, flags from dataclasses, one line for a user's mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,43 @@ import tomllib
 from collections.abc import Callable, Container
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from asr import __version__
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's parser: --help opens with its purpose, --version, complaints of one line.
+
+    A complaint is a ValueError, for `guarded` to print.
+    """
+
+    def __init__(self, purpose: str | None = None, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.purpose = (purpose or "").strip()
+        version = f"conformer-asr-edge {__version__}"
+        self.add_argument("--version", action="version", version=version, help="show the version")
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the options")
+
+    def format_help(self) -> str:
+        """The purpose, then only what must be given, then every option with its meaning."""
+        needed = [shown(action) for action in self._actions if action.required]
+        self.usage = " ".join([self.prog, *needed, "[options]"]).replace("%", "%%")
+        return f"{self.purpose}\n\n{super().format_help()}".lstrip()
+
+    def add_output_path(self, text: str) -> None:
+        """--output_path, a file; also by the name that it has in the commands of older results."""
+        self.add_argument("--output_path", metavar="FILE", help=text)
+        self.add_argument("--output_file", dest="output_path", help=argparse.SUPPRESS)
+
+
+def shown(action: argparse.Action) -> str:
+    """An argument as a usage line has it."""
+    value = "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
+    value = str(action.metavar or value) + " ..." * (action.nargs == "+")
+    return f"{action.option_strings[0]} {value}" if action.option_strings else value
 
 
 def guarded(function: Callable[[], int | None]) -> int:

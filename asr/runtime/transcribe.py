@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asr.runtime.audio import EXTENSIONS
-from asr.runtime.cli import describe, guarded
+from asr.runtime.cli import Parser, describe, guarded
 from asr.runtime.files import write_atomically
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.recognizer import load
@@ -22,9 +22,8 @@ SHIPPED = Path("experiments", "librispeech", "model_int8.onnx")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        prog="transcribe.py",
-        description="Turns audio files into text.",
+    parser = Parser(
+        "Turns audio files into text, on any computer: an .onnx model needs no torch.",
         epilog="One file gives its text; several, or a folder, give lines PATH<TAB>TEXT. A file "
         "that cannot be read is named on stderr and the others go on; the exit code is then 2.",
     )
@@ -33,7 +32,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"audio files, or folders to search for {', '.join(EXTENSIONS)}",
     )  # fmt: skip
     parser.add_argument("--model_path", help=f".onnx or .pt model (default: {SHIPPED})")
-    parser.add_argument("--output_text", help="file to write (default: standard output)")
+    parser.add_argument(
+        "--output_text", "--output_path", metavar="FILE",
+        help="file to write (default: standard output)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=0, help="0 means all cores (default: 0)")
     add_beam_flags(parser)
     return parser.parse_args(argv)
@@ -110,8 +112,7 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""The command train.py: flags, data, model, and the run."""
+"""Trains a Conformer-CTC speech recogniser on recordings and their texts.
+
+From nothing, from a checkpoint (--init_from), or onward from where a run stopped (--resume):
+
+    python train.py --data_dir data/LibriSpeech --output_dir runs/baseline
+
+OUTPUT_DIR/model.pt is the model of the best dev word error rate, for compress.py and transcribe.py.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +23,41 @@ from asr.corpus.manifest import Utterance, load_splits
 from asr.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from asr.network.device import choose_device
 from asr.network.model import ConformerCTC, count_parameters
-from asr.runtime.cli import add_flags, from_flags, guarded, int_list, read_config_file, yes_no
+from asr.runtime.cli import (
+    Parser,
+    add_flags,
+    from_flags,
+    guarded,
+    int_list,
+    read_config_file,
+    yes_no,
+)
 from asr.runtime.config import PRESETS, FeatureConfig, ModelConfig, preset
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
 from asr.training.data import drop_impossible
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
 
-DIMENSIONS: dict[str, Any] = {
-    "d_model": int, "n_layers": int, "n_heads": int, "ff_expansion": int, "conv_kernel_size": int,
-    "subsampling": str, "subsampling_factor": int, "subsampling_channels": int, "dropout": float,
-    "intermediate_layers": int_list, "self_conditioned": yes_no,
+DIMENSIONS: dict[str, tuple[Any, str]] = {
+    "d_model": (int, "width: numbers in the vector of a frame"),
+    "n_layers": (int, "depth: Conformer blocks"),
+    "n_heads": (int, "heads of the attention; must divide d_model"),
+    "ff_expansion": (int, "how many times wider the feed-forward modules are inside"),
+    "conv_kernel_size": (int, "frames that a convolution module sees; odd"),
+    "subsampling": (str, "convolutions before the blocks: striding, or the lighter dw_striding"),
+    "subsampling_factor": (int, "input frames (10 ms) to one of the blocks: 2, 4 or 8"),
+    "subsampling_channels": (int, "channels of those convolutions"),
+    "dropout": (float, "share of activations zeroed in training"),
+    "intermediate_layers": (
+        int_list, "blocks with a CTC loss of their own, such as 4,8; '' for none"
+    ),
+    "self_conditioned": (yes_no, "true: blocks after those also see what they read so far"),
 }  # fmt: skip
+PRESET_SIZES = "tiny 2 M parameters, base 6 M, small 13 M, medium 30 M, large 72 M"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--data_dir", help="manifests or a LibriSpeech tree (see prepare_data.py)")
     parser.add_argument("--output_dir", help="folder for model.pt, last.pt and log.jsonl")
     parser.add_argument("--config", help="JSON or TOML file of flags; the command line wins")
@@ -39,10 +65,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--resume", action="store_true", default=None, help="go on from OUTPUT_DIR/last.pt"
     )
     parser.add_argument("--init_from", help="fine-tune this checkpoint: its model and tokens")
-    model = parser.add_argument_group("model")
-    model.add_argument("--preset", choices=PRESETS, help="dimensions (default: small)")
-    for name, kind in DIMENSIONS.items():
-        model.add_argument(f"--{name}", type=kind, help="in place of the preset's value")
+    model = parser.add_argument_group("model", "A preset has a value for each of the others.")
+    model.add_argument("--preset", choices=PRESETS, help=f"size: {PRESET_SIZES} (default: small)")
+    for name, (kind, meaning) in DIMENSIONS.items():
+        model.add_argument(f"--{name}", type=kind, help=meaning)
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument("--tokenizer", choices=("char", "bpe"), help="units (default: char)")
     tokens.add_argument("--vocab_size", type=int, help="pieces of the BPE (default: 128)")
@@ -54,10 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.file = {}
     if args.config:
-        try:
-            args.file = read_config_file(args.config)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+        args.file = read_config_file(args.config)
         unknown = sorted(set(args.file) - set(vars(args)))
         if unknown:
             parser.error(f"{args.config}: unknown settings: {', '.join(unknown)}")
@@ -245,8 +268,7 @@ def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> No
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":
