@@ -1,7 +1,7 @@
 """A Conformer-CTC speech recogniser for small computers.
 
-`asr.load(path).transcribe(waveform or path)` runs a `.pt` or an `.onnx` model; importing `asr`
-imports neither torch nor onnxruntime.
+`asr.load(path).transcribe(waveform or path)` runs a `.pt` or an `.onnx` model and gives the
+text, with its words' times; importing `asr` imports neither torch nor onnxruntime.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def compare(model_path: str | Path, utterances: Sequence[Utterance]) -> dict[str
     for utterance in tqdm(utterances, desc="comparing", unit="utt", leave=False, disable=None):
         waveform = read_audio(utterance.audio_filepath, ours.info.features.sample_rate)
         row = {"id": utterance.id, "reference": utterance.text}
-        row["ours"] = ours.transcribe(waveform)
+        row["ours"] = ours.transcribe(waveform).text
         row["sherpa"] = sherpa.transcribe(waveform)
         row["aligned"] = sherpa.transcribe(np.pad(waveform, (half_hop, 0)))
         rows.append(row)

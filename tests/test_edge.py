@@ -47,14 +47,14 @@ def test_an_onnx_model_is_run_without_torch_and_compress(tiny_onnx, clip):
     found = run_python(
         """
 import asr, json
-text = asr.load(sys.argv[1], threads=1).transcribe(sys.argv[2])
+text = asr.load(sys.argv[1], threads=1).transcribe(sys.argv[2]).text
 loaded = [name for name in sys.modules if sys.modules[name] is not None]
 print(json.dumps([text, loaded]))
 """,
         tiny_onnx, clip,
     )  # fmt: skip
     text, loaded = found
-    assert text == load(tiny_onnx).transcribe(clip) != ""
+    assert text == load(tiny_onnx).transcribe(clip).text != ""
     packages = {name.partition(".")[0] for name in loaded}
     assert not packages & {*ABSENT, "compress"}
     rooms = {name.split(".")[1] for name in loaded if name.startswith("asr.")}
@@ -69,7 +69,7 @@ with contextlib.redirect_stdout(out):
     code = asr.runtime.transcribe.main(["--model_path", sys.argv[1], "--audio_path", sys.argv[2]])
 print(json.dumps([code, out.getvalue()]))
 """
-    assert run_python(code, tiny_onnx, clip) == [0, load(tiny_onnx).transcribe(clip) + "\n"]
+    assert run_python(code, tiny_onnx, clip) == [0, load(tiny_onnx).transcribe(clip).text + "\n"]
 
 
 @pytest.fixture
@@ -151,4 +151,4 @@ def test_the_core_installs_alone_and_transcribes(tiny_onnx, clip, tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == load(tiny_onnx).transcribe(clip)
+    assert done.stdout.strip() == load(tiny_onnx).transcribe(clip).text

@@ -52,7 +52,7 @@ def record(folder: Path, waveform: np.ndarray, name: str = "a") -> Utterance:
 def test_the_texts_are_those_of_transcribe_in_any_batch(models, data, kind):
     recognizer = load(models[kind], threads=1)
     utterances = read_manifest(data)
-    expected = [recognizer.transcribe(u.audio_filepath) for u in utterances]
+    expected = [recognizer.transcribe(u.audio_filepath).text for u in utterances]
     assert len(set(expected)) > 5
     for batch_size in (1, 4, 100):
         assert transcribe_all(recognizer, utterances, batch_size) == expected
@@ -72,7 +72,7 @@ def test_long_and_silent_recordings_are_treated_as_in_transcribe(models, tmp_pat
         record(tmp_path, tone_waveform("abc"), "tones"),
     ]
     recognizer = load(models["pt"], threads=1)
-    expected = [recognizer.transcribe(u.audio_filepath) for u in utterances]
+    expected = [recognizer.transcribe(u.audio_filepath).text for u in utterances]
     assert expected[1] == ""
     assert transcribe_all(recognizer, utterances, 3) == expected
 

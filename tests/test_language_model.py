@@ -201,7 +201,7 @@ def test_transcribe_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, eng
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) > 1
     beam = BeamConfig(lm=str(letters), word_bonus=9.0)
-    assert texts[2] == asr.load(tiny_checkpoint, 1, beam).transcribe(audio) + "\n"
+    assert texts[2] == asr.load(tiny_checkpoint, 1, beam).transcribe(audio).text + "\n"
 
 
 def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, engine):
@@ -218,7 +218,7 @@ def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys, engin
     assert str(tmp_path) not in out.read_text()
     recognizer = asr.load(tiny_checkpoint, 1, BeamConfig(lm=str(letters), lm_weight=0.25))
     for row in result["utterances"]:
-        assert row["hypothesis"] == recognizer.transcribe(data.parent / f"{row['id']}.wav")
+        assert row["hypothesis"] == recognizer.transcribe(data.parent / f"{row['id']}.wav").text
     assert evaluate([*map(str, flags)]) == 0
     assert json.loads(out.read_text())["decoding"] == "greedy"
 

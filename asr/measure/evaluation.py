@@ -112,7 +112,7 @@ def transcribe_all(
                     features.append(log_mel(waveform, recognizer.info.features))
                 else:
                     try:
-                        texts[i] = recognizer.transcribe(waveform, rate)
+                        texts[i] = recognizer.transcribe(waveform, rate).text
                     except ValueError as error:
                         raise ValueError(f"{path}: {error}") from None
             for i, log_probs in zip(together, recognizer.log_probs(features), strict=True):

@@ -21,7 +21,10 @@ from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
+from asr.runtime.pauses import settle
+from asr.runtime.result import Result, split_at_pauses
 from asr.runtime.tokenizer import Tokenizer
+from asr.runtime.words import Word, read_words
 
 Array = npt.NDArray[np.float32]
 
@@ -62,10 +65,10 @@ class Recognizer:
         self.tokenizer = Tokenizer(self.info.tokens)
         self.decoder: Callable[[Array], list[int]] = greedy_decode
 
-    def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> str:
-        """The text of an audio file, or of a waveform (N,) in [-1, 1] at `sample_rate` Hz.
+    def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> Result:
+        """What an audio file says, or a waveform (N,) in [-1, 1] at `sample_rate` Hz.
 
-        A file brings its own sample rate. Silence gives an empty text. Needs the memory of
+        A file brings its own sample rate. Silence gives a result without words. Needs the memory of
         `WINDOW` seconds in the network, plus 8 MB a minute for the waveform. Raises AudioError
         (a ValueError) for audio that cannot be used, or is shorter than one output frame.
         """
@@ -81,7 +84,14 @@ class Recognizer:
                 f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
                 f"({self._samples_per_frame / rate:.2f} s); record more"
             )
-        return self.decode(self.waveform_log_probs(waveform))
+        return Result(split_at_pauses(self.words(self.waveform_log_probs(waveform), waveform)))
+
+    def words(self, log_probs: Array, waveform: Array) -> list[Word]:
+        """The words in log_probs (T', V) of a waveform (N,), in seconds from its first sample."""
+        rate = self.info.features.sample_rate
+        seconds = self._samples_per_frame / rate
+        found = read_words(log_probs, self.decoder(log_probs), self.info.tokens, seconds)
+        return settle(found, waveform, rate)
 
     def decode(self, log_probs: Array) -> str:
         """The text of log_probs (T', V)."""

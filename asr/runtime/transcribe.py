@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for path in files:
         try:
-            text = recognizer.transcribe(path)
+            text = recognizer.transcribe(path).text
         except (ValueError, OSError) as error:
             if not several:
                 raise
