@@ -126,6 +126,7 @@ class _NoNorm(nn.Module):
 
 def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
     """What NeMo clients read, and under one key of our own what `asr.runtime.recognizer` reads."""
+    normalization = checkpoint.features.normalization
     ours = {
         "version": METADATA_VERSION,
         "features": config_to_dict(checkpoint.features),
@@ -139,7 +140,7 @@ def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
         "model_type": "EncDecCTCModel",
         "vocab_size": str(len(checkpoint.tokenizer)),
         "subsampling_factor": str(model.config.subsampling_factor),
-        "normalize_type": "per_feature",
+        "normalize_type": {"none": "NA"}.get(normalization, normalization),
         "version": __version__,
         METADATA_KEY: json.dumps(ours, ensure_ascii=False),
     }

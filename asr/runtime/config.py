@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text",
-         tuple: "a list of whole numbers"}  # fmt: skip
+         tuple: "a list of numbers"}  # fmt: skip
 
 
 def check_types(config: Any) -> None:
@@ -29,13 +29,31 @@ class FeatureConfig:
     win_length: int = 400
     hop_length: int = 160
     preemphasis: float = 0.97
+    last_frame: bool = True  # the one at the very end: n // hop_length + 1 frames, else one less
+    padding: str = "zeros"  # beyond either end, or "reflect": the waveform mirrored
+    normalization: str = "per_feature"  # over the utterance, or "none", or "fixed": see features.py
+    mean: tuple[float, ...] = ()  # with "fixed", of each mel bin
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(self)
         if not 0 < self.win_length <= self.n_fft:
             raise ValueError(f"win_length {self.win_length} must lie in 1..n_fft ({self.n_fft})")
         if min(self.sample_rate, self.n_mels, self.hop_length) < 1:
             raise ValueError("sample_rate, n_mels and hop_length must be positive")
+        for name, allowed in (
+            ("padding", ("zeros", "reflect")), ("normalization", ("per_feature", "none", "fixed"))
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not {' or '.join(allowed)}")
+        size = self.n_mels if self.normalization == "fixed" else 0
+        if not len(self.mean) == len(self.std) == size:
+            raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)}, not {size}")
+        if not all(math.isfinite(x) for x in self.mean) or not all(0 < x < 1e9 for x in self.std):
+            raise ValueError("mean must hold finite numbers, std positive ones")
 
 
 @dataclass(frozen=True)

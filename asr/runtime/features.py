@@ -2,7 +2,9 @@
 
 Pre-emphasis, centred frames padded with zeros, symmetric Hann window, power spectrum, Slaney mel
 filters, log(x + 2**-24), then per-feature mean and variance over the utterance. Source: NeMo's
-`FilterbankFeatures`; checked against librosa in tests/test_features.py.
+`FilterbankFeatures`; checked against librosa in tests/test_features.py. NeMo up to 2.4 mirrored
+the waveform at its ends, later versions leave out the last frame; streaming models do not
+normalise, or by a fixed mean and deviation: all of these are fields of `FeatureConfig`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ STD_GUARD = 1e-5
 
 def n_frames(n_samples: int, config: FeatureConfig) -> int:
     """Frames of an utterance of `n_samples`: one every hop, the first centred on sample 0."""
-    return n_samples // config.hop_length + 1
+    return n_samples // config.hop_length + config.last_frame
 
 
 def subsampled_length(length: Any, factor: int) -> Any:
@@ -39,11 +41,12 @@ def subsampled_length(length: Any, factor: int) -> Any:
 
 def log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:
     """Normalised features (T, n_mels) of a mono waveform (N,) at `config.sample_rate`."""
-    return normalize(raw_log_mel(waveform, config))
+    config = config or FeatureConfig()
+    return normalize(raw_log_mel(waveform, config), config)
 
 
 def raw_log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:
-    """Log-mel energies (T, n_mels) before normalisation, T = N // hop_length + 1."""
+    """Log-mel energies (T, n_mels) before normalisation, T = `n_frames(N)`."""
     config = config or FeatureConfig()
     x = np.asarray(waveform, dtype=np.float32)
     emphasised = np.empty(len(x) + config.n_fft, np.float32)  # n_fft // 2 zeros on either side
@@ -51,6 +54,8 @@ def raw_log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:
     emphasised[:half] = emphasised[half + len(x) :] = 0.0
     emphasised[half] = x[0] if len(x) else 0.0
     np.subtract(x[1:], config.preemphasis * x[:-1], out=emphasised[half + 1 : half + len(x)])
+    if config.padding == "reflect" and len(x) > 1:
+        emphasised = np.pad(emphasised[half : half + len(x)], half, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(emphasised, config.n_fft)
     frames = frames[:: config.hop_length][: n_frames(len(x), config)]  # (T, n_fft), a view
     spectrum = np.fft.rfft(frames * _window(config), axis=1)  # (T, n_fft // 2 + 1)
@@ -59,10 +64,16 @@ def raw_log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:
     return np.log(mel + np.float32(LOG_GUARD))
 
 
-def normalize(features: Array) -> Array:
-    """Zero mean and unit (unbiased) variance of every mel bin over time; shape (T, n_mels)."""
-    if len(features) == 0:
+def normalize(features: Array, config: FeatureConfig) -> Array:
+    """Features (T, n_mels) as `config.normalization` says.
+
+    "per_feature": zero mean and unit (unbiased) variance of every mel bin over time; "fixed": less
+    `mean`, by `std`; "none": as they are.
+    """
+    if len(features) == 0 or config.normalization == "none":
         return features
+    if config.normalization == "fixed":
+        return (features - np.array(config.mean, "f4")) / np.array(config.std, "f4")
     mean = features.mean(axis=0, dtype=np.float64)
     std = np.sqrt(((features - mean) ** 2).sum(axis=0) / max(len(features) - 1, 1))
     return ((features - mean) / (std + STD_GUARD)).astype(np.float32)

@@ -72,6 +72,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; characters outside the alphabet are an error that names them."""
         if self.sentencepiece_model is None:
+            if any(len(token) > 1 and token[0] != "<" for token in self.tokens):
+                raise ValueError(
+                    "the tokens are pieces of words, and the SentencePiece model that cuts texts "
+                    "into them is not in this file: it runs, but cannot be trained further"
+                )
             symbols = text.strip().replace(" ", SPACE)
             try:
                 return [self._ids[c] for c in symbols]
@@ -83,11 +88,12 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=self.sentencepiece_model
             )
-        ids: list[int] = self._processor.encode(text)
-        if 0 in ids:
+        pieces: list[str] = self._processor.encode(text, out_type=str)
+        try:
+            return [self._ids[piece] for piece in pieces]
+        except KeyError:
             known = set("".join(self.tokens[1:]))
-            raise ValueError(self._complaint(text, set(text.replace(" ", SPACE)) - known))
-        return ids
+            raise ValueError(self._complaint(text, set(text.replace(" ", SPACE)) - known)) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids that hold no blanks (see `asr.runtime.decoding`)."""

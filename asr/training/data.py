@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from asr.corpus.manifest import Utterance
 from asr.runtime.audio import read_audio
 from asr.runtime.config import FeatureConfig
-from asr.runtime.features import n_frames, normalize, raw_log_mel, subsampled_length
+from asr.runtime.features import log_mel, n_frames, normalize, raw_log_mel, subsampled_length
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.augment import (
     AugmentConfig,
@@ -76,12 +76,12 @@ class BatchDataset(Dataset[Batch]):
         """Normalised features (T, n_mels) of one utterance, augmented in training."""
         waveform = read_audio(self.utterances[index].audio_filepath, self.features.sample_rate)
         if self.augment is None:
-            return normalize(raw_log_mel(waveform, self.features))
+            return log_mel(waveform, self.features)
         rng = utterance_rng(self.seed, epoch, index)
         speed = speed_factor(rng, self.augment)
         waveform = augment_waveform(waveform, speed, rng, self.augment)
         features = warp_frequency(raw_log_mel(waveform, self.features), rng, self.augment)
-        features = normalize(features)
+        features = normalize(features, self.features)
         return spec_augment(features, rng, self.augment) if masks else features
 
 
