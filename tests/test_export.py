@@ -207,12 +207,25 @@ def packed(tmp_path_factory):
 def test_packed_weights_stay_integers_in_the_file(packed):
     _, path, float_bytes, _ = packed
     weights = {(t.data_type, tuple(t.dims)) for t in onnx.load(path).graph.initializer}
-    assert (onnx.TensorProto.INT8, (48, 192)) in weights  # ff1.up, (K, N)
+    assert (onnx.TensorProto.UINT8, (48, 192)) in weights  # ff1.up, (K, N)
     assert (onnx.TensorProto.UINT8, (48, 6, 16)) in weights  # ff2.down: two a byte
-    assert (onnx.TensorProto.INT8, (72, 8)) in weights  # the second convolution
+    assert (onnx.TensorProto.UINT8, (72, 8)) in weights  # the second convolution
     floats = [dims for kind, dims in weights if kind == onnx.TensorProto.FLOAT]
     assert max(np.prod(dims) for dims in floats) <= 48 * 6 * 2
     assert path.stat().st_size < float_bytes / 3.5 + 100_000  # the graph
+
+
+def test_products_of_large_weights_do_not_saturate(tmp_path):
+    """Pairs of uint8 times int8 overflow 16 bits on x86 without VNNI: all 127 times all 255."""
+    layer = Int8Linear(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))
+    x = torch.full((3, 64), 2.0)
+    x[0, 0] = -1e-3  # so that the zero point is not 0 for all
+    path = tmp_path / "layer.onnx"
+    torch.onnx.export(layer.eval(), (x,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, layer(x), rtol=1e-6)
+    assert found[1, 0] == pytest.approx(127 * 2 * 64, rel=1e-3)
 
 
 def test_packed_layers_run_in_integers(packed, tmp_path):
