@@ -21,14 +21,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from asr.common.metrics import error_rates
 from asr.corpus.manifest import Utterance, load_splits
 from asr.network.checkpoint import Checkpoint, load_checkpoint
 from asr.network.device import autocast
 from asr.network.model import Output
-from asr.runtime.decoding import greedy_decode
-from asr.runtime.tokenizer import Tokenizer
-from asr.training.data import Batch, BatchDataset
+from asr.training.data import Batch
+from asr.training.dev import Heard
+from asr.training.learner import Learner
 from asr.training.train import usable
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
@@ -164,25 +163,20 @@ def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
     return state
 
 
-class FineTuner(Trainer):
-    """A Trainer whose zero weights stay zero, with a teacher and a schedule to tell of progress."""
+class Imitation:
+    """The objective of fine-tuning: what training minimises, and how far from the teacher it is."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, config: TrainConfig, train: Sequence[Utterance],
-        dev: Sequence[Utterance], output_dir: Path, teacher: nn.Module, options: Options,
-        update: Update | None,
-    ) -> None:  # fmt: skip
-        super().__init__(checkpoint, config, train, dev, output_dir)
-        self.teacher = teacher.to(self.device).eval().requires_grad_(False)
-        self.options, self.update = options, update
+    def __init__(self, learner: Learner, teacher: nn.Module, options: Options) -> None:
+        self.learner, self.options, self.plain = learner, options, learner.objective
+        self.teacher = teacher.to(learner.device).eval().requires_grad_(False)
         if options.hint_weight:
-            self.blocks, self.examples = BlockOutputs(self.model), BlockOutputs(self.teacher)
+            self.blocks, self.examples = BlockOutputs(learner.model), BlockOutputs(self.teacher)
 
-    def loss(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
-        loss = super().loss(output, batch, features, lengths)
+    def __call__(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
+        loss = self.plain(output, batch, features, lengths)
         share, hint_weight = self.options.distill_weight, self.options.hint_weight
         if share or hint_weight:
-            with torch.no_grad(), autocast(self.device, self.precision):
+            with torch.no_grad(), autocast(self.learner.device, self.learner.precision):
                 example = self.teacher(features, lengths).log_probs
             far = divergence(output.log_probs, example, output.lengths)
             loss = (1 - share) * loss + share * far
@@ -191,70 +185,65 @@ class FineTuner(Trainer):
             loss = loss + hint_weight * far
         return loss
 
-    def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
-        if self.update:
-            self.update(self.model, progress)
-        zeros = [weight == 0 for weight in matrices(self.model)]
-        result = super().train_step(batches, progress)
-        for weight, zero in zip(matrices(self.model), zeros, strict=True):
-            weight.masked_fill_(zero, 0)
-        return result
-
-    def keep_zeros(self) -> None:
-        """Zeros of the weights become zeros of the average."""
-        for weight, mean in zip(matrices(self.model), matrices(self.average.model), strict=True):
-            mean.masked_fill_(weight == 0, 0)
-
-    def finish_epoch(self, seconds: float) -> None:
-        """Dev WER of the averaged weights as they would be stored, and the resume state."""
-        if self.update:
-            self.update(self.model, self.epoch / self.config.epochs)
-        self.keep_zeros()
-        rates, _, _ = self.dev_rates(self.average.model)
-        self.say(
-            f"fine-tuning, epoch {self.epoch}/{self.config.epochs}  dev WER {rates['wer']:.2%}  "
-            f"CER {rates['cer']:.2%}  {seconds:.0f} s"
-        )
-        self.write_log({"step": self.step, "epoch": self.epoch, "dev_wer": round(rates["wer"], 5)})
-        self.save_state()
-
-    def dev_rates(self, model: nn.Module) -> tuple[dict[str, Any], list[str], list[str]]:
-        """As in training, but one utterance at a time where evaluation would do so."""
-        if not runs_alone(model):
-            return super().dev_rates(model)
-        references = [u.text for u in self.dev_set.utterances]
-        texts = transcribe_alone(model, self.dev_set, self.checkpoint.tokenizer)
-        return error_rates(references, texts), references, texts
-
-    def result(self) -> nn.Module:
-        """The averaged weights and statistics."""
-        self.keep_zeros()
+    def remove(self) -> None:
+        """Leaves both models as they were."""
         if self.options.hint_weight:
             self.blocks.remove()
             self.examples.remove()
-        return self.average.model.to("cpu").eval().requires_grad_()
+
+
+class FineTuner(Trainer):
+    """A Trainer whose zero weights stay zero, with a schedule to tell of progress."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: TrainConfig, train: Sequence[Utterance],
+        dev: Sequence[Utterance], output_dir: Path, teacher: nn.Module, options: Options,
+        update: Update | None,
+    ) -> None:  # fmt: skip
+        super().__init__(checkpoint, config, train, dev, output_dir)
+        self.update = update
+        self.imitation = self.learner.objective = Imitation(self.learner, teacher, options)
+
+    def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
+        model = self.learner.model
+        if self.update:
+            self.update(model, progress)
+        zeros = [weight == 0 for weight in matrices(model)]
+        result = super().train_step(batches, progress)
+        for weight, zero in zip(matrices(model), zeros, strict=True):
+            weight.masked_fill_(zero, 0)
+        return result
+
+    def averaged(self) -> nn.Module:
+        """The averaged weights as they would be stored."""
+        if self.update:
+            self.update(self.learner.model, self.epoch / self.config.epochs)
+        return self.keep_zeros()
+
+    def keep_zeros(self) -> nn.Module:
+        """The averaged weights, zero where the weights are."""
+        model, average = self.learner.model, self.learner.average.model
+        for weight, mean in zip(matrices(model), matrices(average), strict=True):
+            mean.masked_fill_(weight == 0, 0)
+        return average
+
+    def judge(self, model: nn.Module, heard: Heard, seconds: float) -> None:
+        """Reports; the last weights count, not the best."""
+        wer, cer = heard.rates["wer"], heard.rates["cer"]
+        self.say(
+            f"fine-tuning, epoch {self.epoch}/{self.config.epochs}  dev WER {wer:.2%}  "
+            f"CER {cer:.2%}  {seconds:.0f} s"
+        )
+        entry = {"step": self.learner.step, "epoch": self.epoch, "dev_wer": round(wer, 5)}
+        self.folder.write_log(entry)
+
+    def result(self) -> nn.Module:
+        """The averaged weights and statistics, at the end of the run."""
+        self.imitation.remove()
+        return self.keep_zeros().to("cpu").eval().requires_grad_()
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
     """The weights of Linears and convolutions, of which zeros are to stay."""
     named = model.named_parameters()
     return [p.detach() for name, p in named if p.dim() > 1 and name.endswith(".weight")]
-
-
-def runs_alone(model: nn.Module) -> bool:
-    """Whether batch mates and padding would change what a model says: dynamic int8 activations."""
-    return any(getattr(module, "one_at_a_time", False) for module in model.modules())
-
-
-@torch.no_grad()
-def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokenizer) -> list[str]:
-    """Greedy texts of the dataset's utterances, each run by itself and without padding."""
-    device = next(model.parameters()).device
-    model.eval()
-    texts = []
-    for i in range(len(dataset.utterances)):
-        batch = dataset[0, False, (i,)]
-        features = batch.features[:, : int(batch.feature_lengths)].to(device)
-        output = model(features, batch.feature_lengths.to(device))
-        texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
-    return texts

@@ -23,7 +23,8 @@ from asr.common.metrics import error_rates
 from asr.corpus.manifest import Utterance
 from asr.network.checkpoint import Checkpoint
 from asr.training.data import BatchDataset
-from compress import core, finetuning, imitation, packing
+from asr.training.dev import transcribe_alone
+from compress import core, imitation, packing
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
@@ -159,7 +160,7 @@ def distance(found: Outputs, example: Outputs) -> float:
 
 def word_error_rate(checkpoint: Checkpoint, model: nn.Module, dev: Sequence[Utterance]) -> float:
     dataset = BatchDataset(dev, checkpoint.tokenizer, checkpoint.features)
-    texts = finetuning.transcribe_alone(model, dataset, checkpoint.tokenizer)
+    texts = transcribe_alone(model, dataset, checkpoint.tokenizer)
     return float(error_rates([u.text for u in dev], texts)["wer"])
 
 

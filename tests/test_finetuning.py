@@ -15,7 +15,7 @@ from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
 from asr.training.loss import ctc_loss
-from compress import calibration, core, finetuning, imitation
+from compress import calibration, core, finetuning, imitation, registry
 from compress.finetuning import Options
 from compress.pruning import method as pruning
 from compress.pruning import structured
@@ -113,7 +113,8 @@ def test_the_settings_are_those_of_training(checkpoint):
 @pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
 def test_a_stopped_run_goes_on_to_the_same_bits(checkpoint, tmp_path, schedule, monkeypatch):
     whole = core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "a")
-    update, calls = pruning.update, []
+    package = registry.method("pruning")
+    update, calls = package.update, []
 
     def stopping(config, model, fraction):
         calls.append(fraction)
@@ -121,7 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(checkpoint, tmp_path, schedule, 
             os.kill(os.getpid(), signal.SIGTERM)
         update(config, model, fraction)
 
-    monkeypatch.setattr(pruning, "update", stopping)
+    monkeypatch.setattr(package, "update", stopping)
     with pytest.raises(KeyboardInterrupt):
         core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "b")
     assert len(calls) == 5
@@ -222,7 +223,7 @@ def test_distance_is_the_share_of_the_power_in_valid_frames():
 
 
 def test_data_is_needed_before_any_work(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "prepare", None)
+    monkeypatch.setattr(registry.method("pruning"), "prepare", None)
     checkpoint.data = {"train": str(tmp_path / "gone")}
     with pytest.raises(ValueError, match=r"gone: the data .* is gone: give --fine_tune_data"):
         core.run(checkpoint, steps(), None, tmp_path / "out")
@@ -276,15 +277,15 @@ def test_options_without_epochs_are_refused(options):
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_dynamic_int8_hears_one_dev_utterance_at_a_time(checkpoint, precision, monkeypatch):
     """As in evaluate.py, since its activations have one scale a call. Others hear batches."""
-    shapes, dev_rates = [], finetuning.FineTuner.dev_rates
+    shapes, listen = [], finetuning.FineTuner.listen
 
     def watched(self, model):
         hook = model.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
-        result = dev_rates(self, model)
+        result = listen(self, model)
         hook.remove()
         return result
 
-    monkeypatch.setattr(finetuning.FineTuner, "dev_rates", watched)
+    monkeypatch.setattr(finetuning.FineTuner, "listen", watched)
     core.run(checkpoint, steps("quantization", precision=precision, fine_tune_epochs=1))
     dev = calibration.speech(checkpoint, checkpoint.data["train"], "dev")
     if precision == "int8":

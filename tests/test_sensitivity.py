@@ -16,7 +16,8 @@ from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
-from compress import calibration, cli, core, finetuning, sensitivity
+from asr.training.dev import transcribe_alone
+from compress import calibration, cli, core, sensitivity
 from compress.factorization import method as factorization
 from compress.report import file_bytes
 from tests.corpus import write_corpus
@@ -147,7 +148,7 @@ def test_dynamic_int8_is_measured_one_utterance_at_a_time(checkpoint, found, cor
     save_checkpoint(tmp_path / "model.pt", changed)
     expected = evaluate(tmp_path / "model.pt", dev, measure_latency=False)
     dataset = BatchDataset(dev, checkpoint.tokenizer, checkpoint.features)
-    texts = finetuning.transcribe_alone(changed.model, dataset, checkpoint.tokenizer)
+    texts = transcribe_alone(changed.model, dataset, checkpoint.tokenizer)
     assert texts == [row["hypothesis"] for row in expected["utterances"]]
     assert len(set(texts)) > 1
     assert sensitivity.word_error_rate(checkpoint, changed.model, dev) == expected["wer"]

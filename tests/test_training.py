@@ -17,6 +17,11 @@ import torch
 
 from asr.corpus.manifest import load_splits
 from asr.network.checkpoint import load_checkpoint, save_checkpoint
+from asr.runtime.config import FeatureConfig
+from asr.runtime.tokenizer import Tokenizer
+from asr.training import learner
+from asr.training.data import BatchDataset
+from asr.training.epochs import Epochs
 from asr.training.optim import AveragedModel, learning_rate_at
 from asr.training.train import main, start_from
 from asr.training.train_config import TrainConfig
@@ -100,7 +105,7 @@ def test_interrupt_saves_and_resumes(corpus, tmp_path, monkeypatch):
 
     def interrupted(self, batches, progress):
         result = step(self, batches, progress)
-        if self.step == 3:
+        if self.learner.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return result
 
@@ -113,16 +118,14 @@ def test_interrupt_saves_and_resumes(corpus, tmp_path, monkeypatch):
 
 
 def test_not_finite_steps_are_skipped_and_counted(corpus, tmp_path, monkeypatch):
-    import asr.training.trainer as training
-
-    plain = training.ctc_loss
+    plain = learner.ctc_loss
     calls = []
 
     def sometimes_nan(*args):
         calls.append(1)
         return plain(*args) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(training, "ctc_loss", sometimes_nan)
+    monkeypatch.setattr(learner, "ctc_loss", sometimes_nan)
     more = ["--epochs", "1", "--precision", "float32", "--log_every", "1"]
     assert main(flags(corpus, tmp_path, *more)) == 0
     assert len(calls) > 2
@@ -338,16 +341,12 @@ def test_a_broken_dev_recording_costs_no_epoch(tmp_path, capsys, monkeypatch):
     assert load_checkpoint(tmp_path / "run" / "model.pt").history[-1]["epoch"] == 1
 
 
-def test_every_process_has_as_many_batches(corpus, tmp_path):
+def test_every_process_has_as_many_batches(corpus):
     """Also where there are fewer batches than processes."""
-    assert main(flags(corpus, tmp_path, "--epochs", "1")) == 0
     utterances = load_splits(corpus).train[:3]
     config = TrainConfig(batch_size=16, threads=1)
-    trainer = Trainer(load_checkpoint(tmp_path / "last.pt"), config, utterances, [], tmp_path)
-    trainer.world = 4
-    shares = []
-    for trainer.rank in range(4):
-        shares.append(len(trainer.epoch_keys(0)))
+    dataset = BatchDataset(utterances, Tokenizer.characters("abc"), FeatureConfig())
+    shares = [len(Epochs(dataset, config, rank, 4).keys(0)) for rank in range(4)]
     assert shares == [1, 1, 1, 1]
 
 

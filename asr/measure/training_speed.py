@@ -36,28 +36,28 @@ def train_speed(
     model = ConformerCTC(preset(preset_name, vocab_size=len(tokenizer)))
     parameters = count_parameters(model)
     trainer = Trainer(Checkpoint(model, tokenizer), config, utterances, [], "unused")
-    cuda = trainer.device.type == "cuda"
+    cuda = trainer.learner.device.type == "cuda"
     # more batches than are trained, so that the workers are busy until the last step
     needed = (warmup + steps) * config.accumulate + AHEAD * config.num_workers + 1
     keys = list(islice(endless_keys(trainer), needed))
-    batches = trainer.groups(iter(make_loader(trainer.train_set, keys, config.num_workers, cuda)))
+    batches = trainer.epochs.steps(keys)
     rows: list[tuple[float, float, float]] = []  # seconds of audio, waiting, in all
     for number in range(warmup + steps):
-        trainer.wait_seconds, start = 0.0, time.perf_counter()
+        trainer.epochs.wait_seconds, start = 0.0, time.perf_counter()
         group = next(batches)
         trainer.train_step(group, progress=number / (warmup + steps))
         if cuda:
-            torch.cuda.synchronize(trainer.device)
+            torch.cuda.synchronize(trainer.learner.device)
         if number >= warmup:
             audio = sum(batch.seconds for batch in group)
-            rows.append((audio, trainer.wait_seconds, time.perf_counter() - start))
+            rows.append((audio, trainer.epochs.wait_seconds, time.perf_counter() - start))
     del batches
     audio_seconds, waiting, taken = np.array(rows).T
     return {
         "preset": preset_name,
         "parameters": parameters,
-        "precision": trainer.precision,
-        "device": trainer.device.type,
+        "precision": trainer.learner.precision,
+        "device": trainer.learner.device.type,
         "batch_size": config.batch_size,
         "batch_seconds": config.batch_seconds,
         "steps": steps,
@@ -73,7 +73,7 @@ def train_speed(
 def endless_keys(trainer: Trainer) -> Iterator[Key]:
     """Batches of one epoch after another, mixed in length and with SpecAugment on."""
     for epoch in count(trainer.config.sorted_epochs):
-        yield from ((e, True, indices) for e, _, indices in trainer.epoch_keys(epoch))
+        yield from ((e, True, indices) for e, _, indices in trainer.epochs.keys(epoch))
 
 
 def loader_speed(trainer: Trainer, keys: Sequence[Key]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,10 @@ from torch import Tensor
 from asr.network.model import Output
 from asr.runtime.features import subsampled_length
 from asr.training.data import Batch
+
+# What a step minimises: the sum over a batch's utterances, given what the model said and the
+# features (B, T, n_mels) and their lengths (B,) that it heard, on its device.
+Objective = Callable[[Output, Batch, Tensor, Tensor], Tensor]
 
 
 def ctc_loss(output: Output, batch: Batch, factor: int, intermediate_weight: float) -> Tensor:

@@ -147,11 +147,11 @@ def train(args: argparse.Namespace, config: TrainConfig) -> int:
     if resuming:
         assert checkpoint.training is not None
         trainer.resume(checkpoint.training)
-        say(f"resuming after step {trainer.step}, epoch {trainer.epoch + 1}")
+        say(f"resuming after step {trainer.learner.step}, epoch {trainer.epoch + 1}")
     hours = [sum(u.duration for u in part) / 3600 for part in (train_set, dev_set)]
     say(
-        f"{count_parameters(checkpoint.model) / 1e6:.1f} M parameters, {trainer.device}, "
-        f"{trainer.precision}; train {len(train_set)} utterances, {hours[0]:.2f} h; "
+        f"{count_parameters(checkpoint.model) / 1e6:.1f} M parameters, {trainer.learner.device}, "
+        f"{trainer.learner.precision}; train {len(train_set)} utterances, {hours[0]:.2f} h; "
         f"dev {len(dev_set)}, {hours[1]:.2f} h"
     )
     if not trainer.fit():

@@ -1,0 +1,70 @@
+"""What a model hears of dev data: greedy texts and their error rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asr.common.metrics import error_rates
+from asr.runtime.decoding import greedy_decode, greedy_decode_batch
+from asr.runtime.tokenizer import Tokenizer
+from asr.training.data import BatchDataset, make_loader, plain_batches
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Error rates (as `error_rates` gives them), and the texts in the order of the data."""
+
+    rates: dict[str, Any]
+    references: list[str]
+    texts: list[str]
+
+
+def listen(
+    model: nn.Module, dataset: BatchDataset, tokenizer: Tokenizer, num_workers: int = 0
+) -> Heard:
+    """The model on all utterances, in float32 and eval mode; as evaluate.py would hear them.
+
+    In batches, but one utterance at a time where batch mates and padding would change what the
+    model says: dynamic int8 activations have one scale a call.
+    """
+    if any(getattr(module, "one_at_a_time", False) for module in model.modules()):
+        texts = transcribe_alone(model, dataset, tokenizer)
+    else:
+        texts = transcribe_batches(model, dataset, tokenizer, num_workers)
+    references = [u.text for u in dataset.utterances]
+    return Heard(error_rates(references, texts), references, texts)
+
+
+@torch.no_grad()
+def transcribe_batches(
+    model: nn.Module, dataset: BatchDataset, tokenizer: Tokenizer, num_workers: int = 0
+) -> list[str]:
+    """Greedy texts of the dataset's utterances, in the dataset's order."""
+    device = next(model.parameters()).device
+    model.eval()
+    texts = [""] * len(dataset.utterances)
+    keys = list(plain_batches(dataset.utterances, 32, 120.0))
+    for batch in make_loader(dataset, keys, num_workers):
+        output = model(batch.features.to(device), batch.feature_lengths.to(device))
+        ids = greedy_decode_batch(output.log_probs.cpu().numpy(), output.lengths.cpu().numpy())
+        for i, one in zip(batch.indices, ids, strict=True):
+            texts[i] = tokenizer.decode(one)
+    return texts
+
+
+@torch.no_grad()
+def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokenizer) -> list[str]:
+    """Greedy texts of the dataset's utterances, each run by itself and without padding."""
+    device = next(model.parameters()).device
+    model.eval()
+    texts = []
+    for i in range(len(dataset.utterances)):
+        batch = dataset[0, False, (i,)]
+        features = batch.features[:, : int(batch.feature_lengths)].to(device)
+        output = model(features, batch.feature_lengths.to(device))
+        texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
+    return texts

@@ -1,0 +1,48 @@
+"""The training data in epochs: which batches, in which order, and as many as make a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+from asr.training.data import Batch, BatchDataset, Key, epoch_batches, make_loader
+from asr.training.train_config import TrainConfig
+
+
+class Epochs:
+    """What process `rank` of `world` hears of the training data.
+
+    `wait_seconds` is how long the loader of the last epoch has kept its reader waiting.
+    """
+
+    def __init__(
+        self, train_set: BatchDataset, config: TrainConfig, rank: int = 0, world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:  # fmt: skip
+        self.train_set, self.config, self.pin_memory = train_set, config, pin_memory
+        self.rank, self.world = rank, world
+        self.wait_seconds = 0.0
+
+    def keys(self, epoch: int) -> list[Key]:
+        """This process's batches of an epoch (from 0); every process has the same number."""
+        config = self.config
+        batches = epoch_batches(
+            [u.duration for u in self.train_set.utterances], epoch, config.batch_size,
+            config.batch_seconds, config.seed, epoch < config.sorted_epochs, config.augment,
+        )  # fmt: skip
+        batches += list(islice(cycle(batches), -len(batches) % self.world))
+        masks = epoch >= config.specaugment_start * config.epochs
+        return [(epoch, masks, batch) for batch in batches[self.rank :: self.world]]
+
+    def steps(self, keys: Sequence[Key]) -> Iterator[list[Batch]]:
+        """The batches of `keys`, `accumulate` at a time."""
+        self.wait_seconds = 0.0
+        loader = iter(make_loader(self.train_set, keys, self.config.num_workers, self.pin_memory))
+        while True:
+            start = time.perf_counter()
+            group = list(islice(loader, self.config.accumulate))
+            self.wait_seconds += time.perf_counter() - start
+            if not group:
+                return
+            yield group
