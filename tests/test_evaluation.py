@@ -17,7 +17,8 @@ from asr.corpus.manifest import Utterance, read_manifest, write_manifest
 from asr.measure import machine, timing
 from asr.measure.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
 from asr.measure.timing import TimedModel, measure, peak_memory, summarise
-from asr.runtime.recognizer import WINDOW, load
+from asr.runtime.pieces import WINDOW
+from asr.runtime.recognizer import load
 from tests.corpus import tone_waveform, write_corpus
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))

@@ -10,7 +10,8 @@ import pytest
 
 from asr.corpus.manifest import Utterance, write_manifest
 from asr.measure.evaluation import read_test_data, spread
-from asr.runtime.recognizer import WINDOW, load
+from asr.runtime.pieces import WINDOW
+from asr.runtime.recognizer import load
 from tests.conftest import babble
 
 pytest.importorskip("sherpa_onnx", reason="pip install sherpa-onnx sherpa-onnx-core")

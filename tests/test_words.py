@@ -12,7 +12,8 @@ from asr.runtime import words as words_module
 from asr.runtime.audio import read_audio
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.pauses import settle
-from asr.runtime.recognizer import WINDOW, load
+from asr.runtime.pieces import WINDOW
+from asr.runtime.recognizer import load
 from asr.runtime.result import PAUSE, Result, split_at_pauses
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.words import Word, align, read_words

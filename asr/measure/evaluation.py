@@ -37,7 +37,7 @@ from asr.runtime.cli import Parser, guarded
 from asr.runtime.features import log_mel
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
-from asr.runtime.recognizer import SILENCE, WINDOW, Array, Recognizer, load
+from asr.runtime.recognizer import Array, Recognizer, load
 
 Row = dict[str, Any]  # an utterance in a result
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
@@ -106,10 +106,10 @@ def transcribe_all(
             for i in group:
                 path = utterances[i].audio_filepath
                 waveform = read_audio(path, rate)
-                peak = max(float(waveform.max()), -float(waveform.min()))
-                if frame <= len(waveform) <= WINDOW * rate - frame and peak >= SILENCE:
+                pieces = list(recognizer.pieces([waveform]))
+                if frame <= len(waveform) and len(pieces) == 1:
                     together.append(i)
-                    features.append(log_mel(waveform, recognizer.info.features))
+                    features.append(log_mel(pieces[0].waveform, recognizer.info.features))
                 else:
                     try:
                         texts[i] = recognizer.transcribe(waveform, rate).text

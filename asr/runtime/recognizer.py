@@ -1,15 +1,15 @@
 """Speech to text with one model file: `load(path).transcribe(...)` for `.onnx` and `.pt`.
 
-An `.onnx` file needs NumPy, onnxruntime and soundfile only; torch is imported for a `.pt`. Audio
-longer than `WINDOW` seconds is read in windows that overlap, so the memory of the network does not
-grow with the recording: see `transcribe`.
+An `.onnx` file needs NumPy, onnxruntime and soundfile only; torch is imported for a `.pt`. Audio is
+cut in pauses into segments of at most 25 seconds (see `pieces`), so the memory of the network
+does not grow with the recording.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,15 +22,16 @@ from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
 from asr.runtime.pauses import settle
+from asr.runtime.pieces import Piece, cut_in_pauses
 from asr.runtime.result import Result, split_at_pauses
 from asr.runtime.tokenizer import Tokenizer
+from asr.runtime.vad import Detector, find_speech
 from asr.runtime.words import Word, read_words
 
 Array = npt.NDArray[np.float32]
 
 METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
 METADATA_VERSION = 1
-WINDOW, OVERLAP = 25.0, 4.0  # seconds of audio in one piece, and shared with the next one
 SILENCE = 2.0**-11  # a recording whose peak stays below this (-66 dBFS) holds no speech
 
 
@@ -44,6 +45,15 @@ class Info:
     subsampling_factor: int
     one_at_a_time: bool  # batch mates would change the result (dynamically quantised activations)
     history: tuple[dict[str, Any], ...] = ()  # of a checkpoint: how it was trained and compressed
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A stretch of a recording and what the network makes of it."""
+
+    start: int  # the place of its first sample in the recording
+    waveform: Array  # (N,)
+    log_probs: Array  # (T', V)
 
 
 class Backend(Protocol):
@@ -63,6 +73,7 @@ class Recognizer:
         self.info = backend.info
         self.one_at_a_time = self.info.one_at_a_time
         self.tokenizer = Tokenizer(self.info.tokens)
+        self.detector: Detector | None = find_speech  # None: all of a recording is read
         self.decoder: Callable[[Array], list[int]] = greedy_decode
 
     def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> Result:
@@ -84,35 +95,63 @@ class Recognizer:
                 f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
                 f"({self._samples_per_frame / rate:.2f} s); record more"
             )
-        return Result(split_at_pauses(self.words(self.waveform_log_probs(waveform), waveform)))
+        words: list[Word] = []
+        for reading in self.readings(self.pieces([waveform])):
+            words += self.words(reading)
+        return Result(split_at_pauses(words))
 
-    def words(self, log_probs: Array, waveform: Array) -> list[Word]:
-        """The words in log_probs (T', V) of a waveform (N,), in seconds from its first sample."""
+    def pieces(self, blocks: Iterable[Array]) -> Iterator[Piece]:
+        """The speech in a recording at the model's rate that comes in `blocks` (N,)."""
+        rate = self.info.features.sample_rate
+        return cut_in_pauses(blocks, rate, self.detector, self._samples_per_frame)
+
+    def readings(self, pieces: Iterable[Piece]) -> Iterator[Reading]:
+        """What the network makes of each piece; those that overlap are joined."""
+        joined: Reading | None = None
+        for piece in pieces:
+            log_probs = self._piece_log_probs(piece.waveform)
+            if joined is not None and piece.overlap:
+                joined = self._join(joined, piece, log_probs)
+                continue
+            if joined is not None:
+                yield joined
+            joined = Reading(piece.start, piece.waveform, log_probs)
+        if joined is not None:
+            yield joined
+
+    def _join(self, left: Reading, piece: Piece, log_probs: Array) -> Reading:
+        """`left` and the piece that goes on before its end, with log_probs (T', V) of its own."""
+        first = (piece.start - left.start) // self._samples_per_frame
+        shared = len(left.log_probs) - first
+        cut = meeting_frame(left.log_probs[first:], log_probs[:shared])
+        return Reading(
+            left.start,
+            np.concatenate([left.waveform, piece.waveform[piece.overlap :]]),
+            np.concatenate([left.log_probs[: first + cut], log_probs[cut:]]),
+        )
+
+    def words(self, reading: Reading) -> list[Word]:
+        """The words of a reading, in seconds from the beginning of its recording."""
         rate = self.info.features.sample_rate
         seconds = self._samples_per_frame / rate
-        found = read_words(log_probs, self.decoder(log_probs), self.info.tokens, seconds)
-        return settle(found, waveform, rate)
+        ids = self.decoder(reading.log_probs)
+        found = read_words(reading.log_probs, ids, self.info.tokens, seconds)
+        before = reading.start / rate
+        return [
+            replace(word, start=before + word.start, end=before + word.end)
+            for word in settle(found, reading.waveform, rate)
+        ]
 
     def decode(self, log_probs: Array) -> str:
         """The text of log_probs (T', V)."""
         return self.tokenizer.decode(self.decoder(log_probs))
 
     def waveform_log_probs(self, waveform: Array) -> Array:
-        """log_probs (T', V) of a waveform (N,) at the model's rate, in windows where it is long."""
-        pieces: list[Array] = []
-        total = 0  # output frames read so far
-        for start, stop in windows(len(waveform), *self._window_samples):
-            piece = self._piece_log_probs(waveform[start:stop])
-            first = start // self._samples_per_frame
-            if pieces:
-                shared = total - first
-                cut = meeting_frame(pieces[-1][-shared:], piece[:shared])
-                pieces[-1] = pieces[-1][: len(pieces[-1]) - shared + cut]
-                piece = piece[cut:]
-                first += cut
-            pieces.append(piece)
-            total = first + len(piece)
-        return np.concatenate(pieces)
+        """log_probs (T', V) of a waveform (N,) at the model's rate, its silences included."""
+        rate = self.info.features.sample_rate
+        pieces = cut_in_pauses([waveform], rate, None, self._samples_per_frame)
+        (reading,) = self.readings(pieces)
+        return reading.log_probs
 
     def log_probs(self, features: Sequence[Array]) -> list[Array]:
         """log_probs (T', V) of each of `features` (T, n_mels), run as one padded batch.
@@ -136,13 +175,6 @@ class Recognizer:
     def _samples_per_frame(self) -> int:
         return self.info.features.hop_length * self.info.subsampling_factor
 
-    @property
-    def _window_samples(self) -> tuple[int, int, int]:
-        """Window, overlap and unit in samples; the first two are multiples of the unit."""
-        unit = self._samples_per_frame
-        rate = self.info.features.sample_rate
-        return int(WINDOW * rate / unit) * unit, int(OVERLAP * rate / unit) * unit, unit
-
     def _piece_log_probs(self, waveform: Array) -> Array:
         """log_probs (T', V) of one window; silence is all blanks without asking the network."""
         if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
@@ -152,21 +184,6 @@ class Recognizer:
         blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
         blanks[:, 0] = 0.0
         return blanks
-
-
-def windows(n_samples: int, window: int, overlap: int, unit: int) -> list[tuple[int, int]]:
-    """(start, stop) of windows of nearly equal length that cover `n_samples`.
-
-    None is longer than `window`; neighbours share at least `overlap`; starts are multiples of
-    `unit`. A recording that fits is one window.
-    """
-    if n_samples <= window:
-        return [(0, n_samples)]
-    count = -(-(n_samples - overlap) // (window - overlap - unit))
-    step = (n_samples - overlap) / count
-    starts = [int(i * step / unit) * unit for i in range(count)]
-    stops = [start + overlap for start in starts[1:]] + [n_samples]
-    return list(zip(starts, stops, strict=True))
 
 
 def meeting_frame(left: Array, right: Array) -> int:
