@@ -20,7 +20,7 @@ def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> 
     """Loads a `.pt` checkpoint or an `.onnx` export; `threads` 0 means all cores.
 
     Greedy decoding unless `beam` sets up a search, e.g.
-    `asr.runtime.beam.BeamConfig(lm="lm.arpa")`.
+    `asr.runtime.beam.BeamConfig(lm="english.lm")`.
     """
     from asr.runtime.recognizer import load as load_recognizer
 

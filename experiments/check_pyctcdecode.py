@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="an .onnx export of a character model")
-    add("--lm", required=True, metavar="FILE", help="word n-gram model, .arpa or kenlm's")
+    add("--lm", required=True, metavar="FILE", help="word n-gram model, .arpa")
     add("--dev_data", required=True, metavar="PATH", help="manifest or LibriSpeech folder")
     add("--lm_weight", type=number, default=BeamConfig.lm_weight, help="alpha there")
     add("--word_bonus", type=number, default=BeamConfig.word_bonus, help="beta there")

@@ -1,7 +1,10 @@
 """Builds a word n-gram language model from text, without the sentences of the test sets.
 
-    python scripts/build_lm.py --text train-clean-100.json --output_path lm.arpa \
+    python scripts/build_lm.py --text train-clean-100.json --output_path english.lm \
         --exclude test-clean.json test-other.json
+
+The ending of the output chooses its form: .lm is compiled, a seventh of the size of .arpa, which
+any tool can read, and loads at once. `--arpa` compiles a model that there is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.corpus.ngram import estimate, write_arpa
 from asr.corpus.transcripts import read_lines, without, words_of
+from asr.runtime.arpa import NgramModel, read_arpa
 from asr.runtime.cli import Parser, guarded, int_list
+from asr.runtime.files import check_writable, whole_file
+from asr.runtime.ngrams import compile_model
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,12 +30,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         __doc__,
         epilog="A text is a manifest, a LibriSpeech folder, a *.trans.txt file, or plain text with "
-        "one sentence a line. kenlm's build_binary makes the file smaller and quicker to load.",
+        "one sentence a line.",
     )
     add = parser.add_argument
-    add("--text", nargs="+", required=True, metavar="PATH", help="texts to count")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", metavar="PATH", help="texts to count")
+    source.add_argument("--arpa", metavar="FILE", help="a model to compile instead")
     add("--exclude", nargs="+", default=[], metavar="PATH", help="texts whose sentences stay out")
-    add("--output_path", required=True, help="file to write, e.g. lm.arpa")
+    add("--output_path", required=True, help="file to write: .lm (compiled) or .arpa (text)")
     add("--order", type=int, default=4, help="words in the longest n-gram (default: 4)")
     add(
         "--prune", type=int_list, default=(0, 0, 1), metavar="N,N,…",
@@ -41,9 +49,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Reads, counts, writes, and prints what was left out and what became of the rest."""
     output = Path(args.output_path)
-    if output.suffix != ".arpa":
-        raise ValueError(f"{output}: the name of the model must end in .arpa")
+    if output.suffix not in (".arpa", ".lm"):
+        raise ValueError(f"{output}: the name of the model must end in .lm or .arpa")
+    check_writable(output)
     started = time.perf_counter()
+    model = read_arpa(args.arpa) if args.arpa else count(args)
+    if output.suffix == ".lm":
+        with whole_file(output, binary=True) as file:
+            file.write(compile_model(model))
+    else:
+        write_arpa(output, model)
+    sizes = ", ".join(f"{len(words)} {n}-grams" for n, (words, _, _) in enumerate(model.orders, 1))
+    print(f"{output}: {sizes}; {output.stat().st_size / 1e6:.1f} MB")
+    print(f"{time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def count(args: argparse.Namespace) -> NgramModel:
+    """The model of the texts; prints how much of them it has counted."""
     lines = [line for path in args.text for line in read_lines(path)]
     kept = lines
     for path in args.exclude:
@@ -52,12 +75,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out {before - len(kept)} sentences of {path}")
     sentences = [words_of(line.text) for line in kept]
     model = estimate(sentences, args.order, args.prune)
-    write_arpa(output, model)
     print(f"{len(sentences)} of {len(lines)} sentences, {sum(map(len, sentences))} words")
-    sizes = ", ".join(f"{len(words)} {n}-grams" for n, (words, _, _) in enumerate(model.orders, 1))
-    print(f"{output}: {sizes}; {output.stat().st_size / 1e6:.1f} MB")
-    print(f"{time.perf_counter() - started:.1f} s")
-    return 0
+    return model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

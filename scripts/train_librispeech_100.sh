@@ -9,8 +9,8 @@
 # test-other. Time: 2 to 4 hours on a current GPU, if the processor's cores keep it fed.
 # Disk: about 13 GB while train-clean-100 is unpacked (6.3 GB of archive, as much audio), then 8 GB.
 #
-# The language model, a 4-gram of the training transcripts, needs `pip install kenlm`; without, its
-# rows are left out. Run again, download and training go on where they stopped.
+# The language model is a 4-gram of the training transcripts. Run again, download and training go on
+# where they stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -27,18 +27,13 @@ for name in baseline int8; do
     run python scripts/export_onnx.py --model_path "$out/$name/model.pt" --output_path "$out/$name/model.onnx"
 done
 
-lm=() # the flags of the language model
-if python -c "import kenlm" 2>/dev/null; then
-    run python scripts/build_lm.py --text "$out/data/train-clean-100.json" \
-        --exclude "$out/data/dev-clean.json" "$out/data/test-clean.json" "$out/data/test-other.json" \
-        --output_path "$out/lm.arpa"
-    run python scripts/tune_lm.py --model_path "$out/int8/model.onnx" --lm "$out/lm.arpa" \
-        --dev_data "$out/data/dev-clean.json" --output_path "$out/lm.json" | tee "$out/lm.txt"
-    read -ra lm < <(sed -n 's/^best: \(--[^(]*\).*/\1/p' "$out/lm.txt")
-    lm+=(--lm "$out/lm.arpa")
-else
-    echo "no kenlm: the rows with a language model are left out (pip install kenlm)"
-fi
+run python scripts/build_lm.py --text "$out/data/train-clean-100.json" \
+    --exclude "$out/data/dev-clean.json" "$out/data/test-clean.json" "$out/data/test-other.json" \
+    --output_path "$out/english.lm"
+run python scripts/tune_lm.py --model_path "$out/int8/model.onnx" --lm "$out/english.lm" \
+    --dev_data "$out/data/dev-clean.json" --output_path "$out/lm.json" | tee "$out/lm.txt"
+read -ra lm < <(sed -n 's/^best: \(--[^(]*\).*/\1/p' "$out/lm.txt")
+lm+=(--lm "$out/english.lm")
 
 for set in test-clean test-other; do
     measure() { # NAME MODEL [more flags]

@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
-    add("--lm", required=True, metavar="FILE", help="word n-gram model, .arpa or kenlm's")
+    add("--lm", required=True, metavar="FILE", help="word n-gram model, .lm or .arpa")
     add("--dev_data", required=True, metavar="PATH", help="manifest or LibriSpeech folder")
     add("--lm_weights", type=number_list, default=(0.3, 0.7, 1.1), help="default: 0.3,0.7,1.1")
     add("--word_bonuses", type=number_list, default=(0.0, 1.5, 3.0),

@@ -1,4 +1,4 @@
-"""ARPA files read in plain Python, and as much of kenlm's interface as asr uses."""
+"""ARPA files read in plain Python, by the definition of the format."""
 
 from __future__ import annotations
 
@@ -36,39 +36,3 @@ class Arpa:
         if (*history, word) in self.log:
             return self.log[(*history, word)]
         return self.backoff.get(history, 0.0) + self.log10(word, history[1:])
-
-
-class State:
-    """The words before."""
-
-    history: tuple[str, ...] = ()
-
-
-class Model(Arpa):
-    """A stand-in for kenlm.Model."""
-
-    def __init__(self, path: str, config: object = None) -> None:
-        super().__init__(path)
-
-    def __contains__(self, word: str) -> bool:
-        return (word,) in self.log and word != "<unk>"
-
-    def BeginSentenceWrite(self, state: State) -> None:  # noqa: N802
-        state.history = ("<s>",)
-
-    def NullContextWrite(self, state: State) -> None:  # noqa: N802
-        state.history = ()
-
-    def BaseScore(self, before: State, word: str, after: State) -> float:  # noqa: N802
-        after.history = (*before.history, word)
-        return self.log10(word, before.history)
-
-
-class Config:
-    """A stand-in for kenlm.Config."""
-
-
-class ARPALoadComplain:
-    """A stand-in for kenlm.ARPALoadComplain."""
-
-    NONE = 0

@@ -97,7 +97,7 @@ def test_probabilities_follow_the_definition(order, prune, seed, tmp_path):
 
 @pytest.mark.parametrize("prune", [(0,), (0, 0, 1), (0, 1, 1, 3)])
 def test_probabilities_sum_to_one_through_kenlm(prune, tmp_path):
-    kenlm = pytest.importorskip("kenlm", reason="the optional extra kenlm is not installed")
+    kenlm = pytest.importorskip("kenlm", reason="kenlm, a reference, is not installed")
     text = random_text(7, 400)
     path = tmp_path / "lm.arpa"
     write_arpa(path, estimate(text, 4, prune))

@@ -134,7 +134,7 @@ def test_build_lm_leaves_out_the_sentences_of_test_sets(text, manifest, tmp_path
         (["--text", "empty.txt"], "empty.txt: no text in it"),
         (["--text", "a.txt", "--exclude", "a.txt"], "no words in the text"),
         (["--text", "a.txt", "--order", "9"], "order 9 must be from 1 to 6"),
-        (["--text", "a.txt", "--output_path", "lm.bin"], "must end in .arpa"),
+        (["--text", "a.txt", "--output_path", "lm.bin"], "must end in .lm or .arpa"),
         (["--text", "latin.txt"], "not UTF-8 text"),
     ],
 )

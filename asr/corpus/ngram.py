@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from asr.runtime.arpa import BEGIN, END, UNKNOWN, NgramModel
 from asr.runtime.files import write_atomically
 
-UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 FALLBACK = np.array([0.0, 0.5, 1.0, 1.5])  # discounts for text too small to tell them (as lmplz's)
 MAX_ORDER = 6  # what kenlm is built for
 
@@ -35,14 +35,6 @@ class Level:
     word: Ints  # the last word
     count: Ints  # in the text
     begins: npt.NDArray[np.bool_]  # with <s>
-
-
-@dataclass
-class NgramModel:
-    """What an ARPA file holds: for each order words (N, n), log10 probabilities and back-offs."""
-
-    vocabulary: list[str]
-    orders: list[tuple[Ints, Floats, Floats]]
 
 
 def estimate(

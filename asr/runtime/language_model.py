@@ -1,25 +1,29 @@
-"""Scores of words from an n-gram model, read by the `kenlm` package (Heafield 2011).
-
-kenlm is an optional extra: it is imported only where a model is loaded. `scripts/build_lm.py`
-makes a model from text.
-"""
+"""Scores of words from an n-gram model, for the beam search: `scripts/build_lm.py` makes models."""
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
-import mmap
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
+
+from asr.runtime.arpa import BEGIN, END, UNKNOWN, read_arpa
 from asr.runtime.beam import BeamConfig, BeamSearch
 from asr.runtime.cli import add_flags, from_flags
+from asr.runtime.ngrams import MAGIC, Ngrams, State, compile_model, load_ngrams
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 LN10 = math.log(10)  # models hold decimal logarithms
 THRESHOLDS = ("token_threshold", "beam_threshold")  # of the search; no command offers them
+REMEMBERED = 1 << 16  # scores of words in their states, and beginnings of words
+LAST = "\U0010ffff"  # the character after all others
 
 
 class WordModel:
@@ -27,101 +31,88 @@ class WordModel:
 
     A word adds `lm_weight` times its natural log probability and `word_bonus`; one that is not in
     the model also loses `unknown_penalty` for every letter, lest words run together into one
-    unknown word. A model of capital letters is asked in capitals.
+    unknown word. Where the model has a word with other capitals only, the likeliest such is asked.
     """
 
     def __init__(self, path: str | Path, config: BeamConfig) -> None:
-        """Reads an .arpa, .arpa.gz or kenlm binary file; ValueError if that cannot be done."""
-        self._model, self._kenlm = load_kenlm(path)
+        """Reads a compiled or an ARPA file; ValueError if that cannot be done."""
+        self._model = load_model(path)
         self._config = config
-        self._capitals = "the" not in self._model and "THE" in self._model
         self._scale = config.lm_weight * LN10
-        self._null = self._kenlm.State()
-        self._model.NullContextWrite(self._null)
-        self._best = self._best_by_prefix(path)
+        unigrams = self._model.unigrams()
+        folded = [word.lower() for word in self._model.words]
+        self._order = sorted(range(len(folded)), key=lambda i: (folded[i], -unigrams[i]))
+        self._folded = [folded[i] for i in self._order]
+        self._known = self._scale * unigrams[self._order] + config.word_bonus  # (V,)
+        self._signs = {self._model.find(word) for word in (BEGIN, END, UNKNOWN)}
+        self._known[[number in self._signs for number in self._order]] = -np.inf
+        self._numbers: dict[str, int] = {}
+        self._scores: dict[tuple[State, int], tuple[float, State]] = {}
+        self._ahead: dict[str, float] = {}
 
-    def start(self) -> Any:
-        state = self._kenlm.State()
-        self._model.BeginSentenceWrite(state)
-        return state
+    def start(self) -> State:
+        return self._model.start()
 
-    def score(self, state: Any, word: str) -> tuple[float, Any]:
-        after = self._kenlm.State()
-        if self._capitals:
-            word = word.upper()
-        score = self._scale * self._model.BaseScore(state, word, after) + self._config.word_bonus
-        if word not in self._model:
-            score -= self._config.unknown_penalty * len(word)
-        return score, after
+    def score(self, state: State, word: str) -> tuple[float, State]:
+        number = self._numbers.get(word)
+        if number is None:
+            number = _remember(self._numbers, word, self._number(word))
+        found = self._scores.get((state, number))
+        if found is None:
+            log, after = self._model.score(state, number)
+            score = self._scale * log + self._config.word_bonus
+            found = _remember(self._scores, (state, number), (score, after))
+        if number != self._model.unknown:
+            return found
+        return found[0] - self._config.unknown_penalty * len(word), found[1]
 
-    def end(self, state: Any) -> float:
-        return self._scale * float(self._model.BaseScore(state, "</s>", self._kenlm.State()))
+    def end(self, state: State) -> float:
+        return self._scale * self._model.end(state)
 
     def ahead(self, prefix: str) -> float:
         """The best score of a word with that beginning, whatever came before it."""
-        best = self._best.get(prefix)
-        return self.score(self._null, prefix)[0] if best is None else best
-
-    def _best_by_prefix(self, path: str | Path) -> dict[str, float]:
-        """The best score in no context of the words with each beginning."""
-        best: dict[str, float] = {}
-        for word in read_vocabulary(path):
-            if word in ("<unk>", "<s>", "</s>"):
-                continue
-            if self._capitals:
-                word = word.lower()
-            score = self.score(self._null, word)[0]
-            for end in range(1, len(word) + 1):
-                if best.get(word[:end], -math.inf) < score:
-                    best[word[:end]] = score
-        if not best:
-            raise ValueError(f"{path}: lists no words; use the .arpa file, or build_binary anew")
+        best = self._ahead.get(prefix)
+        if best is None:
+            first = bisect_left(self._folded, prefix.lower())
+            last = bisect_left(self._folded, prefix.lower() + LAST, first)
+            best = float(self._known[first:last].max(initial=-np.inf))
+            best = best if best > -np.inf else self.score((), prefix)[0]
+            _remember(self._ahead, prefix, best)
         return best
 
+    def _number(self, word: str) -> int:
+        """The model's word: as it is written, else the likeliest that differs in capitals only."""
+        number = self._model.find(word)
+        if number < 0:
+            at = bisect_left(self._folded, word.lower())
+            if at < len(self._folded) and self._folded[at] == word.lower():
+                number = self._order[at]
+        return self._model.unknown if number < 0 or number in self._signs else number
 
-def load_kenlm(path: str | Path) -> tuple[Any, Any]:
-    """A kenlm model and the kenlm module; ValueError, in one line, for what is missing."""
+
+def _remember(table: dict[Key, Value], key: Key, value: Value) -> Value:
+    """Puts the value into a table, which is emptied before it grows too large."""
+    if len(table) >= REMEMBERED:
+        table.clear()
+    table[key] = value
+    return value
+
+
+def load_model(path: str | Path) -> Ngrams:
+    """An n-gram model from a compiled file or an ARPA file; ValueError, in one line, for others."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such language model; make one with scripts/build_lm.py")
-    try:
-        import kenlm
-    except ImportError:
-        raise ValueError("a language model needs the kenlm package: pip install kenlm") from None
-    try:
-        config = kenlm.Config()
-        config.show_progress = False
-        config.arpa_complain = kenlm.ARPALoadComplain.NONE
-        return kenlm.Model(str(path), config), kenlm
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise ValueError(f"{path}: not a language model that kenlm can read ({reason})") from None
-
-
-def read_vocabulary(path: str | Path) -> Iterator[str]:
-    """The words of an ARPA file, packed or not, or of a kenlm binary that lists them.
-
-    ValueError for an ARPA file that is not UTF-8.
-    """
     with open(path, "rb") as file:
-        start = file.read(7)
-        if start == b"mmap lm":  # how a kenlm binary begins; the words end it
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                at = data.rfind(b"<unk>\0")
-                words = data[at:].decode("utf-8", "replace") if at >= 0 else ""
-            yield from words.rstrip("\0").split("\0")
-            return
-    opener: Any = gzip.open if start.startswith(b"\x1f\x8b") else open
+        start = file.read(len(MAGIC))
+    if start == MAGIC:
+        return load_ngrams(path)
+    if start.startswith(b"mmap lm"):
+        raise ValueError(f"{path}: a binary of kenlm's; name the .arpa file that it was made from")
+    model = read_arpa(path)
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("\\1-grams:"):
-                    break
-            for line in lines:
-                if not line.strip():
-                    break
-                yield line.split("\t")[1].strip()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text; convert it, for example with iconv") from None
+        return Ngrams(compile_model(model, exact=True))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a usable language model: {error}") from None
 
 
 def load_decoder(tokens: Sequence[str], config: BeamConfig) -> BeamSearch:
