@@ -31,9 +31,9 @@ NEVER = -50  # log10 P(<s>) is -99 by convention
 ROUNDS = 20  # of improving a codebook
 RANKED, SUMMED = 256, 16  # n-grams in a block of the bits of contexts, contexts in one of counts
 ALIGNED = 8  # bytes that arrays begin at multiples of
-FORMATS = {"u1": "B", "u2": "H", "u4": "I", "f4": "f"}  # of NumPy and of memoryview
+FORMATS: dict[str, Any] = {"u1": "B", "u2": "H", "u4": "I", "f4": "f"}  # of NumPy and of memoryview
 
-Arrays = dict[str, memoryview]
+Arrays = dict[str, Any]  # of memoryviews
 State = tuple[int, ...]  # for n = 1, 2, …: the context that the last n words are, or -1
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
