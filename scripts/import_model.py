@@ -1,4 +1,6 @@
-"""Import a model of NeMo: python scripts/import_model.py --model_path M.nemo --output_path M.pt
+"""Imports a model of NVIDIA NeMo as a checkpoint.
+
+    python scripts/import_model.py --model_path model.nemo --output_path model.pt
 
 Takes Conformer-CTC, FastConformer-CTC and the CTC branch of hybrid models. The result trains,
 compresses, exports and transcribes as one of this project's own.
@@ -17,14 +19,14 @@ from asr.importing.nemo import check_model, import_nemo
 from asr.network.checkpoint import Checkpoint, save_checkpoint
 from asr.network.model import count_parameters
 from asr.runtime.audio import read_audio
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
-    parser = argparse.ArgumentParser(
-        description="Imports a model of NVIDIA NeMo as a checkpoint.",
+    parser = Parser(
+        __doc__,
         epilog="Every weight is used or the import fails by the name of what does not fit.",
     )
     add = parser.add_argument
@@ -82,8 +84,7 @@ def describe(checkpoint: Checkpoint) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -77,3 +77,9 @@ def test_commands_start_where_python_adds_no_folder_to_its_path(command, tmp_pat
         env=environment | {"PYTHONSAFEPATH": "1"}, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_scripts_has_each_once():
+    listed = re.findall(r"^\| \[(\S+)\]\(\1\) \| ", (ROOT / "scripts/README.md").read_text(), re.M)
+    there = {path.name for path in (ROOT / "scripts").iterdir() if path.suffix in (".py", ".sh")}
+    assert sorted(listed) == sorted(there)
