@@ -20,7 +20,7 @@ import soundfile
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import load_splits
 from asr.measure.benchmark import RATE, infer_speed, noise, synthetic_speech
-from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_cores
+from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
 from asr.measure.timing import DEFINITION
 from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.config import PRESETS
@@ -63,7 +63,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = infer.add_argument
     add("--model_path", nargs="+", required=True, help=".pt or .onnx; ratios are to the first")
     add("--audio_path", help="a recording (default: 10 s of noise)")
-    add("--threads", nargs="+", type=positive, help="(default: 1 and all cores)")
+    add("--threads", nargs="+", type=positive, 
+        help="processor threads to try (default: 1, and the idle cores but one)")  # fmt: skip
     add("--rounds", type=positive, default=20, help="rounds that are measured (default: 20)")
     for command in (train, infer):
         command.add_output_path("JSON with the results")
@@ -114,7 +115,7 @@ def train_all(args: argparse.Namespace, configs: Any, utterances: Any) -> list[d
 
 
 def infer(args: argparse.Namespace) -> list[dict[str, Any]]:
-    threads = args.threads or sorted({1, usable_cores()})
+    threads = args.threads or sorted({1, default_threads()})
     with tempfile.TemporaryDirectory() as folder:
         audio = args.audio_path or str(Path(folder) / "noise.wav")
         if not args.audio_path:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from asr.common.metrics import error_rates
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Utterance, find_sources, load_dataset
-from asr.measure.machine import describe_machine
+from asr.measure.machine import default_threads, describe_machine
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, guarded, number
@@ -53,7 +53,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--unknown_penalty", type=number, default=BeamConfig.unknown_penalty, help="as transcribe")
     add("--beam_size", type=int, default=BeamConfig.beam_size, help="hypotheses kept in a frame")
     add("--limit", type=int, default=0, help="so many utterances, evenly spread (default: all)")
-    add("--threads", type=int, default=0, help="processor threads (default: all cores)")
+    add("--threads", type=int, default=0,
+        help="processor threads (default: the idle cores but one, at least 1)")  # fmt: skip
     parser.add_output_path("JSON with the table")
     args = parser.parse_args(argv)
     for name in ("limit", "threads"):
@@ -128,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.output_path)
     if not configs:
         raise ValueError("no weights to try; give --lm_weights and --word_bonuses")
-    recognizer = load(args.model_path, args.threads, next(iter(configs.values())))
+    threads = args.threads or default_threads()
+    recognizer = load(args.model_path, threads, next(iter(configs.values())))
     utterances = every_nth(load_dataset(args.dev_data), args.limit)
     rate = recognizer.info.features.sample_rate
     log_probs = [

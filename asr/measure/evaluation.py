@@ -29,7 +29,7 @@ from asr.common.metrics import (
 )
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Utterance, find_sources, read_source
-from asr.measure.machine import busy_cores, busy_note, describe_machine, usable_cores
+from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
 from asr.measure.timing import DEFINITION, measure
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
@@ -50,12 +50,13 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a model file on utterances; the keys are those of the result file, JSON types.
 
-    `threads` 0 means all cores. Speed, `latency_*` in seconds, and `peak_rss` in bytes are those of
-    one thread; `speed` has them for one thread and for `threads`. Decoding is greedy without
-    `beam`. Raises ValueError.
+    `threads` 0 means `default_threads`. Speed, `latency_*` in seconds, and `peak_rss` in bytes are
+    those of one thread; `speed` has them for one thread and for `threads`. Decoding is greedy
+    without `beam`. Raises ValueError.
     """
     if not utterances:
         raise ValueError("no utterances to evaluate on")
+    threads = threads or default_threads()
     recognizer = load(model_path, threads, beam)
     texts = transcribe_all(recognizer, utterances, batch_size)
     result = score(utterances, texts, seed)
@@ -63,16 +64,20 @@ def evaluate(
     if recognizer.info.history:
         result["made_by"] = [made_by(entry) for entry in recognizer.info.history]
     if measure_latency:
-        sample = spread(utterances, TIMED)
-        audio = [u.audio_filepath for u in sample]
-        durations = [u.duration for u in sample]
-        speed = [
-            measure(model_path, n, audio, durations, beam=beam)
-            for n in sorted({1, threads or usable_cores()})
-        ]
-        result |= {key: value for key, value in speed[0].items() if key != "threads"}
-        result |= {"speed": speed, "speed_utterances": len(sample)}
+        result |= measure_speed(model_path, utterances, sorted({1, threads}), beam)
     return result
+
+
+def measure_speed(
+    model_path: str | Path, utterances: Sequence[Utterance], threads: Sequence[int] = (1,),
+    beam: BeamConfig | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `evaluate` says of speed and memory: `speed` for each number of threads, the first's."""
+    sample = spread(utterances, TIMED)
+    audio, durations = [u.audio_filepath for u in sample], [u.duration for u in sample]
+    speed = [measure(model_path, n, audio, durations, beam=beam) for n in threads]
+    first = {key: value for key, value in speed[0].items() if key != "threads"}
+    return first | {"speed": speed, "speed_utterances": len(sample)}
 
 
 def made_by(entry: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +308,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_file", "--output_path", metavar="FILE",
         help="JSON with all results; folders are made")  # fmt: skip
     add("--batch_size", type=int, default=8, help="utterances at once (default: 8)")
-    add("--threads", type=int, default=0, help="processor threads (default: all cores)")
+    add("--threads", type=int, default=0,
+        help="processor threads (default: the idle cores but one, at least 1)")  # fmt: skip
     add("--limit", type=int, default=0, help="only the first so many of each set (default: all)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")

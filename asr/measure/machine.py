@@ -47,6 +47,17 @@ def busy_note(load: float) -> str:
     )
 
 
+def default_threads() -> int:
+    """The cores that are idle but for one, at least 1: what a command uses if nobody says.
+
+    Threads that compute together wait for the last of them, spinning. Where one is kept from its
+    core by other work, all stand still: with as many threads as cores, on two that were shared,
+    int8 took 2 (ONNX Runtime) to over 10 (PyTorch) times as long as with one thread
+    (experiments/speed/threads.json). A core left free costs the share of one.
+    """
+    return max(1, usable_cores() - max(1, round(busy_cores())))
+
+
 def usable_cores() -> int:
     """Processor cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
