@@ -125,6 +125,20 @@ def linears(model: nn.Module, include: str = "*", exclude: str = "") -> list[tup
     return cast(list[tuple[str, nn.Linear]], layers(model, include, exclude))
 
 
+def unmatched(step: Step, names: Iterable[str]) -> list[str]:
+    """A line for each pattern of a step's include and exclude that fits none of the names."""
+    names = list(names)
+    options = {"include": step.config.include, "exclude": step.config.exclude}
+    if not any(selected(name, step.config.include) for name in names):
+        del options["include"]  # the step itself fails, and says so
+    return [
+        f"--{option} {pattern.strip()!r} fits no layer"
+        for option, patterns in options.items()
+        for pattern in patterns.split(",")
+        if pattern.strip() and not any(selected(name, pattern) for name in names)
+    ]
+
+
 def is_replaced(module: nn.Module) -> bool:
     """Whether a module is a layer of this package."""
     return type(module).__module__.startswith("compress.") and hasattr(module, "args")
@@ -205,6 +219,10 @@ def make_step(name: str, options: dict[str, Any]) -> Step:
         limit = allowed[key].metadata.get("above")  # where the default 0 means: not given
         if limit is not None and value <= limit:
             raise ValueError(f"{key} {value} is out of range: it must be above {limit}")
+    for key in options:
+        other = allowed[key].metadata.get("in_place_of")
+        if other in options:
+            raise ValueError(f"give either {key} or {other}: {key} is in place of {other}")
     idle = [key for key in options if key in tuning and key != "fine_tune_epochs"]
     if idle and not options.get("fine_tune_epochs"):
         raise ValueError(f"{idle[0]} is for fine-tuning: give fine_tune_epochs above 0 as well")

@@ -233,19 +233,23 @@ def fit_file(
 
 def fit_wer(
     found: dict[str, Any], increase: float, wer: Callable[[list[core.Step]], float]
-) -> list[core.Step]:
+) -> tuple[list[core.Step], float, float]:
     """The smallest mix whose error rate is at most (1 + increase) times that without steps.
+
+    And the error rates without steps and with these.
 
     `wer` measures the model after given steps, on dev data; the sizes are searched by bisection.
     """
-    limit = wer([]) * (1 + increase)
+    before = after = wer([])
+    limit = before * (1 + increase)
     low, high = smallest(found), float(found["bytes"])
     best: list[core.Step] | None = None
     for number in range(TRIES):
         aim = low if number == 0 else (low * high) ** 0.5  # perhaps all that is possible
         steps = fit_size(found, aim)
-        if wer(steps) <= limit:
-            best, high = steps, aim
+        measured = wer(steps)
+        if measured <= limit:
+            best, high, after = steps, aim, measured
             if number == 0:
                 break
         else:
@@ -255,7 +259,7 @@ def fit_wer(
             f"no mix of {', '.join(found['settings'])} keeps the word error rate within "
             f"{increase:.1%} of the float model's; allow more, or scan finer settings"
         )
-    return best
+    return best, before, after
 
 
 def dev_speech(checkpoint: Checkpoint, path: str = "") -> list[Utterance]:
@@ -281,7 +285,7 @@ def choose_steps(
 ) -> list[core.Step]:  # fmt: skip
     """The mix for a size of the file in bytes or, where that is 0, for a rise of the dev WER.
 
-    From a scan, or one made now, by modules.
+    From a scan, or one made now, by modules. Prints the dev WER before and after where it is asked.
     """
     if found is None:
         found = scan(checkpoint, SETTINGS, need(calibration, "a scan"), by="module")
@@ -291,7 +295,9 @@ def choose_steps(
 
     if target_bytes:
         return fit_file(found, target_bytes, lambda steps: file_bytes(changed(steps)))
-    return fit_wer(
+    steps, before, after = fit_wer(
         found, max_wer_increase,
         lambda steps: word_error_rate(checkpoint, changed(steps).model, dev),
     )  # fmt: skip
+    print(f"dev WER {before:.2%} before, {after:.2%} after ({len(dev)} utterances)")
+    return steps

@@ -172,9 +172,13 @@ def test_the_smallest_mix_within_an_error_rate(found):
                 total += rows[name]["bytes"] - rows[name]["settings"][text]["bytes"]
         return total / found["bytes"]
 
-    steps = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1 * (1 + 0.08 * saved(steps)))
+    def rate(steps):
+        return 0.1 * (1 + 0.08 * saved(steps))
+
+    steps, before, after = sensitivity.fit_wer(found, 0.05, rate)
     assert 0.5 < saved(steps) <= 0.625
-    everything = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1)
+    assert (before, after) == (0.1, rate(steps))
+    everything, _, _ = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1)
     assert saved(everything) > 0.85
     with pytest.raises(ValueError, match=r"no mix of .* within 5.0%"):
         sensitivity.fit_wer(found, 0.05, lambda steps: 0.2 if steps else 0.1)
@@ -237,7 +241,11 @@ def test_script_and_compress_together(checkpoint, tmp_path, corpus, capsys):
     assert written.stat().st_size <= 60_000
     kinds = {type(m).__name__ for m in load_checkpoint(written).model.modules()}
     assert {"QuantLinear", "Linear"} <= kinds
+    capsys.readouterr()
     assert cli.main([*model, *mix, "--max_wer_increase", "0.5"]) == 0
+    assert re.search(
+        r"dev WER \d+\.\d+% before, \d+\.\d+% after \(\d+ utt", capsys.readouterr().out
+    )
 
     capsys.readouterr()
     other = Checkpoint(copy.deepcopy(checkpoint.model), checkpoint.tokenizer)

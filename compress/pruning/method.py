@@ -39,7 +39,11 @@ class Config(core.Selection):
     sparsity: float = field(default=0.3, metadata={"help": "share to remove, 0 to 1"})
     size_ratio: float = field(
         default=0.0,
-        metadata={"help": "times smaller the file is to be, in place of sparsity", "above": 1},
+        metadata={
+            "help": "times smaller the file is to be, in place of sparsity",
+            "above": 1,
+            "in_place_of": "sparsity",
+        },
     )
     allocation: str = field(
         default="global",
