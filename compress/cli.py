@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -19,9 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import nn
+
 from asr.common.provenance import command_line, commit, portable_path
-from asr.measure.evaluation import compare, evaluate, read_test_data
+from asr.corpus.manifest import Utterance
+from asr.measure.evaluation import compare, evaluate, measure_speed, read_test_data
+from asr.measure.machine import default_threads
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.network.export import to_onnx
 from asr.runtime.cli import Parser, add_flag, add_flags, guarded, number
 from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, report, sensitivity
@@ -40,7 +47,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model_path", required=True, help="the checkpoint to compress")
     add("--output_dir", help=f"folder for {CHECKPOINT} and {REPORT}")
     add("--calibration_data", default="", help="speech for the options that look at activations")
-    add("--test_data", help="measure word error rate and latency before and after on this")
+    add("--test_data", help="export before and after, and measure both .onnx on this speech")
+    add("--threads", type=int, default=0,
+        help="processor threads (default: the idle cores but one, at least 1)")  # fmt: skip
     add("--target_size_mb", type=number, default=0.0, help="mix settings for a file of this size")
     add("--max_wer_increase", type=number, help="mix settings for this relative rise of dev WER")
     add("--dev_data", default="", help="speech to measure that on (default: dev data of training)")
@@ -56,6 +65,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--target_size_mb must be above 0, --max_wer_increase not below 0")
     if args.target_size_mb and args.max_wer_increase is not None:
         parser.error("give either --target_size_mb or --max_wer_increase")
+    if args.threads < 0:
+        parser.error(f"--threads {args.threads} must be at least 0")
     if args.sensitivity and not mix:
         parser.error("--sensitivity goes with --target_size_mb or --max_wer_increase")
     if args.dev_data and args.max_wer_increase is None:
@@ -98,6 +109,8 @@ def add_options(parser: Parser, available: dict[str, ModuleType]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    threads = args.threads or default_threads()
+    torch.set_num_threads(threads)
     folder = Path(args.output_dir or "")
     if not args.dry_run:
         check_output(folder, Path(args.model_path))
@@ -107,20 +120,24 @@ def run(args: argparse.Namespace) -> int:
     measured = args.max_wer_increase is not None
     dev = sensitivity.dev_speech(checkpoint, args.dev_data) if measured else []
     speech = load_speech(args, checkpoint, found)
-    before = evaluate(args.model_path, tests) if tests and not args.dry_run else None
+    say_unmatched(args.steps[:1], checkpoint.model)
+    before = None
+    if tests and not args.dry_run:
+        before = measure_exported("before", checkpoint, tests, threads)
+    started = time.monotonic()
     if not args.steps:
         args.steps = sensitivity.choose_steps(
             checkpoint, found, speech, 1e6 * args.target_size_mb, args.max_wer_increase, dev
         )
     if args.dry_run:
         steps = [replace_fields(step, tuning=finetuning.Options()) for step in args.steps]
-        _, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
+        result, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
+        say_unmatched(args.steps[1:], result.model)
         print(report.layer_table(rows))
         print(report.summary_table(rows, *sizes))
         print("nothing was written")
         return 0
     existed = folder.exists()
-    started = time.monotonic()
     try:
         result, rows, sizes = compress_checkpoint(checkpoint, args.steps, speech, folder)
         for entry in result.history[len(checkpoint.history) :]:
@@ -142,13 +159,50 @@ def run(args: argparse.Namespace) -> int:
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
+    say_unmatched(args.steps[1:], result.model)
     print(report.summary_table(rows, *sizes))
+    print(f"{folder / CHECKPOINT} written in {seconds:.0f} s", flush=True)
     if before:
-        after = evaluate(folder / CHECKPOINT, tests)
+        after = measure_exported("after", result, tests, threads)
         write_report(folder, contents | {"evaluation": side_by_side(before, after)})
     finetuning.forget(folder)
-    print(f"{folder / CHECKPOINT} written in {seconds:.0f} s")
     return 0
+
+
+def say_unmatched(steps: Sequence[core.Step], model: nn.Module) -> None:
+    """Prints a note for each pattern that fits no layer of the model, so has no effect."""
+    kinds = (nn.Linear, *core.CONVOLUTIONS)
+    layers = [n for n, m in model.named_modules() if type(m) in kinds or core.is_replaced(m)]
+    for step in steps:
+        whole = sensitivity.of_modules(step)
+        names = [n for n, _ in model.named_modules()] if whole else layers
+        for line in core.unmatched(step, names):
+            print(f"note: {line}: {step.method} works without it")
+
+
+def measure_exported(
+    label: str, checkpoint: Checkpoint, tests: Sequence[Utterance], threads: int
+) -> dict[str, Any]:
+    """Error rates and speed of the checkpoint's .onnx, which is what a device runs; printed.
+
+    The file is temporary. Speed and memory are those of one thread.
+    """
+    print(f"{label:6}  exporting and measuring on {len(tests)} utterances …", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.onnx"
+        to_onnx(checkpoint, path)
+        exported = time.monotonic()
+        result = evaluate(path, tests, threads=threads, measure_latency=False)
+        result |= measure_speed(path, tests)
+    print(
+        f"{label:6}  WER {result['wer']:.2%}  CER {result['cer']:.2%}  "
+        f"latency {1000 * result['latency_p50']:.0f} ms, one thread  (.onnx, "
+        f"{result['bytes'] / 1e6:.2f} MB; exported in {exported - started:.0f} s, "
+        f"measured in {time.monotonic() - exported:.0f} s)",
+        flush=True,
+    )
+    return result
 
 
 def load_speech(
@@ -176,7 +230,10 @@ def compress_checkpoint(
 
 
 def check_output(folder: Path, source: Path) -> None:
-    """Refuses to overwrite what this program has not made, and the model that is read."""
+    """Refuses to overwrite what this program has not made, and the model that is read.
+
+    Says so where an earlier model of this program will be replaced.
+    """
     target = folder / CHECKPOINT
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: not a folder; choose another --output_dir")
@@ -189,6 +246,7 @@ def check_output(folder: Path, source: Path) -> None:
             f"{target}: would be overwritten and was not made by compress.py; "
             "choose another --output_dir"
         )
+    print(f"{target}: is there from an earlier run and will be replaced")
 
 
 def write_report(folder: Path, contents: dict[str, Any]) -> None:
@@ -197,13 +255,8 @@ def write_report(folder: Path, contents: dict[str, Any]) -> None:
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Word error rate and latency of both files, printed and returned."""
-    for label, result in (("before", before), ("after", after)):
-        print(
-            f"{label:6}  WER {result['wer']:.2%}  CER {result['cer']:.2%}  "
-            f"latency {1000 * result['latency_p50']:.0f} ms, one thread"
-        )
-    keys = ("wer", "cer", "latency_p50", "rtf", "peak_rss", "words")
+    """Error rates, size, latency and memory of both .onnx files, and their difference."""
+    keys = ("wer", "cer", "bytes", "latency_p50", "rtf", "peak_rss", "words")
     short = [{key: result[key] for key in keys} for result in (before, after)]
     return {"before": short[0], "after": short[1], "paired": compare(after, before)}
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from asr.measure import evaluation
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from asr.runtime import recognizer
 from asr.runtime.cli import (
     Parser,
     add_flags,
@@ -222,7 +224,29 @@ def test_command_writes_model_and_report(source, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Linear -> Int8Linear" in printed
     assert "in float: head: not selected" in printed
+    capsys.readouterr()
     assert cli.main(arguments(source, output, *flags)) == 0  # its own result may be replaced
+    assert capsys.readouterr().out.startswith(f"{output / 'model.pt'}: is there from an earlier")
+
+
+@pytest.mark.parametrize(
+    ("flags", "unmatched"),
+    [
+        (["--method", "quantization", "--exclude", "blocks.0,head"], ["--exclude 'blocks.0'"]),
+        (["--method", "clustering", "--include", "*.ff1.*, *.up,*ff3*"], ["--include '*ff3*'"]),
+        (["--method", "pruning", "--pruning_type", "structured", "--exclude", "blocks.0.ff1,*.up"],
+         []),
+        (["--recipe", "r.json"], ["--exclude 'heads'"]),
+    ],
+)  # fmt: skip
+def test_a_pattern_without_effect_is_said(source, flags, unmatched, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    low_rank = {"method": "factorization", "rank": 4, "exclude": "head"}
+    second = {"method": "quantization", "include": "*.up.down,head", "exclude": "heads"}
+    (tmp_path / "r.json").write_text(json.dumps([low_rank, second]))
+    assert cli.main(arguments(source, tmp_path / "out", *flags, "--dry_run")) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [line[6:].partition(" fits no layer")[0] for line in notes] == unmatched
 
 
 def test_recipe_and_dry_run(source, tmp_path, capsys):
@@ -257,6 +281,8 @@ def test_recipe_and_dry_run(source, tmp_path, capsys):
         (["--method", "pruning", "--fine_tune_data", "missing"], "give fine_tune_epochs above 0"),
         (["--method", "factorization", "--rank", "0"], "rank 0 is out of range"),
         (["--method", "quantization", "--dev_data", "x"], "--dev_data goes with"),
+        (["--method", "pruning", "--sparsity", "0.3", "--size_ratio", "2"], "give either"),
+        (["--method", "quantization", "--threads", "-1"], "--threads -1"),
         (["--recipe", "missing.json"], "missing.json"),
         (["--recipe", "r.json", "--method", "pruning"], "give either --method, --recipe"),
         (["--recipe", "r.json", "--rank", "3"], "--rank goes "),
@@ -308,7 +334,34 @@ def test_command_with_speech(tmp_path, capsys):
     written = json.loads((output / "compression.json").read_text())
     assert written["evaluation"].keys() == {"before", "after", "paired"}
     assert written["evaluation"]["after"]["latency_p50"] > 0
-    assert re.search(r"after +WER \d", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"after +WER \d.*\(\.onnx, .*exported in \d+ s, measured in \d+ s\)", out)
+    deployed = written["evaluation"]["after"]["bytes"], written["evaluation"]["before"]["bytes"]
+    assert 0.15 < deployed[0] / deployed[1] < 0.6, "the files of integers and of floats"
+
+
+def test_each_file_is_measured_once_and_by_one_thread(source, tmp_path, monkeypatch):
+    """What is printed once is measured once: one timed pass a file, with --threads for the rest."""
+    corpus = write_corpus(tmp_path / "corpus", per_text=1)
+    timed, loaded = [], []
+    speed = {"latency_p50": 1.0, "latency_p95": 1.0, "rtf": 1.0, "peak_rss": 1.0}
+
+    def measure(path, threads, audio, durations, beam=None):
+        timed.append((Path(path).suffix, threads))
+        return speed | {"threads": threads}
+
+    def load(path, threads, beam=None):
+        loaded.append((Path(path).suffix, threads))
+        return recognizer.load(source)
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    monkeypatch.setattr(evaluation, "load", load)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: loaded.append(("torch", n)))
+    monkeypatch.setattr(cli, "to_onnx", lambda checkpoint, path: path.write_bytes(b"stub"))
+    flags = ("--method", "quantization", "--threads", "2", "--test_data", str(corpus / "dev.json"))
+    assert cli.main(arguments(source, tmp_path / "out", *flags)) == 0
+    assert timed == [(".onnx", 1)] * 2
+    assert loaded == [("torch", 2), (".onnx", 2), (".onnx", 2)]
 
 
 @pytest.fixture
@@ -345,20 +398,21 @@ def test_bad_test_data_is_found_before_the_work(with_speech, tmp_path, capsys, m
 def test_a_kill_while_measuring_loses_nothing(with_speech, tmp_path, monkeypatch):
     """The model is whole and our own; the same command goes on without another fine-tuning."""
     output = tmp_path / "out"
-    rates = {"wer": 0.5, "cer": 0.5, "latency_p50": 1.0, "rtf": 1.0, "peak_rss": 1, "words": 1}
+    keys = ("wer", "cer", "bytes", "latency_p50", "rtf", "peak_rss", "words")
+    rates = dict.fromkeys(keys, 0.5)
 
-    def killed(path, tests):
-        if Path(path).parent == output:
+    def killed(label, *_):
+        if label == "after":
             raise KeyboardInterrupt
         return rates
 
-    monkeypatch.setattr(cli, "evaluate", killed)
+    monkeypatch.setattr(cli, "measure_exported", killed)
     assert cli.main(with_speech) == 130
     written = json.loads((output / "compression.json").read_text())
     assert written["bytes_after"] > 0
     assert "evaluation" not in written
     model = (output / "model.pt").read_bytes()
-    monkeypatch.setattr(cli, "evaluate", lambda path, tests: rates)
+    monkeypatch.setattr(cli, "measure_exported", lambda *_: rates)
     monkeypatch.setattr(cli, "compare", lambda *results: {})
     monkeypatch.setattr(finetuning.FineTuner, "train_step", None)
     assert cli.main(with_speech) == 0
