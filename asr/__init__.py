@@ -6,14 +6,17 @@ text, with its words' times; importing `asr` imports neither torch nor onnxrunti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from asr.network.export import Exported
     from asr.runtime.beam import BeamConfig
     from asr.runtime.recognizer import Recognizer
+    from asr.training.run import Trained
 
 
 def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
@@ -25,3 +28,43 @@ def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> 
     from asr.runtime.recognizer import load as load_recognizer
 
     return load_recognizer(path, threads=threads, beam=beam)
+
+
+def train(
+    data_dir: str | Path | Sequence[str | Path], output_dir: str | Path, *,
+    init_from: str | Path | None = None, resume: bool = False, **settings: Any,
+) -> Trained:  # fmt: skip
+    """Trains a model on manifests or LibriSpeech folders: OUTPUT_DIR/model.pt. Needs torch.
+
+    `settings` are the other flags of train.py, such as `preset="tiny", epochs=20`; `init_from` is
+    the checkpoint to fine-tune, `resume` goes on with an interrupted run.
+    """
+    from asr.training.run import train as train_model
+
+    return train_model(data_dir, output_dir, init_from=init_from, resume=resume, **settings)
+
+
+def evaluate(
+    model_path: str | Path, data: str | Path | Sequence[str | Path], *, batch_size: int = 8,
+    threads: int = 0, limit: int = 0, seed: int = 0, speed: bool = True,
+    beam: BeamConfig | None = None, other: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures a `.pt` or `.onnx` model on test data: `wer`, `cer` (shares) and much more.
+
+    The keys are those of evaluate.py's result file; without `speed` latency and memory are left
+    out. `limit` takes the first so many utterances of each of `data`, `other` is a result file of
+    evaluate.py to compare with.
+    """
+    from asr.measure.evaluation import evaluate_data
+
+    return evaluate_data(
+        model_path, data, batch_size=batch_size, threads=threads, limit=limit, seed=seed,
+        speed=speed, beam=beam, other=other,
+    )  # fmt: skip
+
+
+def export_onnx(model_path: str | Path, output_path: str | Path) -> Exported:
+    """Exports a checkpoint to an `.onnx` file that runs without torch; compares the two."""
+    from asr.network.export import export_onnx as export
+
+    return export(model_path, output_path)

@@ -12,9 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.corpus.manifest import ManifestError, Utterance, find_sources, load_splits, read_source
+from asr.corpus.manifest import (
+    Data,
+    ManifestError,
+    Utterance,
+    find_sources,
+    load_splits,
+    places,
+    read_source,
+)
 from asr.network.checkpoint import Checkpoint
 from asr.training.data import BatchDataset, drop_impossible, plain_batches
+from asr.training.start import trained_on
 from compress.core import Calibration, progress
 
 T = TypeVar("T")
@@ -45,13 +54,7 @@ def load(
 
     Splits named test* are never read. Raises ValueError where there is nothing else.
     """
-    where = path or checkpoint.data.get("train", "")
-    if not where:
-        raise ValueError("this checkpoint names no training data; give --calibration_data")
-    if not path and not Path(where).exists():
-        raise ValueError(
-            f"{where}: the training data that the checkpoint names is gone; give --calibration_data"
-        )
+    where = path or trained_on(checkpoint, "--calibration_data")
     config = checkpoint.model.config
     utterances, _ = drop_impossible(
         speech(checkpoint, where),
@@ -60,20 +63,19 @@ def load(
         config.subsampling_factor,
     )
     utterances = [u for u in utterances if u.duration <= SECONDS / 10]
+    name = " ".join(places(where))
     if not utterances:
-        raise ValueError(
-            f"{where}: no utterance that calibration can use (with text, not too long)"
-        )
+        raise ValueError(f"{name}: no utterance that calibration can use (with text, not too long)")
     order = np.random.default_rng(0).permutation(len(utterances))[:most]
     chosen: list[Utterance] = []
     for i in order:
         if sum(u.duration for u in chosen) + utterances[i].duration <= SECONDS:
             chosen.append(utterances[i])
     dataset = BatchDataset(chosen, checkpoint.tokenizer, checkpoint.features)
-    return Calibration([dataset[key] for key in plain_batches(chosen, batch_size)], where)
+    return Calibration([dataset[key] for key in plain_batches(chosen, batch_size)], name)
 
 
-def speech(checkpoint: Checkpoint, where: str, prefer: str = "train") -> list[Utterance]:
+def speech(checkpoint: Checkpoint, where: Data, prefer: str = "train") -> list[Utterance]:
     """The utterances at `where` that are in no split named test*: those of `prefer`* if any.
 
     Where nothing is named dev*, what is held out is what the checkpoint's training held out.
@@ -82,12 +84,14 @@ def speech(checkpoint: Checkpoint, where: str, prefer: str = "train") -> list[Ut
     allowed = {name: p for name, p in sources.items() if not name.lower().startswith("test")}
     if not allowed:
         raise ManifestError(
-            f"{where}: only test data ({', '.join(sources)}), which compression never looks at; "
-            "name training or dev data"
+            f"{' '.join(places(where))}: only test data ({', '.join(sources)}), which compression "
+            "never looks at; name training or dev data"
         )
-    trained_on = checkpoint.data.get("train", "")
-    same = trained_on and Path(where).resolve() == Path(trained_on).resolve()
-    if same or any(name.lower().startswith("train") for name in allowed):
+    here, there = (
+        [Path(place).resolve() for place in places(data) if place]
+        for data in (where, checkpoint.data.get("train", ""))
+    )
+    if here == there or any(name.lower().startswith("train") for name in allowed):
         runs = [entry["config"] for entry in checkpoint.history if entry.get("step") == "train"]
         splits = load_splits(where, seed=runs[-1].get("seed", 0) if runs else 0)
         return splits.train if prefer == "train" else splits.dev

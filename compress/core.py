@@ -47,7 +47,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from asr.network.checkpoint import Checkpoint
+from asr.network.checkpoint import Checkpoint, check_finite
 from asr.network.model import ConformerCTC
 from asr.runtime.cli import read_structured
 from asr.training.data import Batch
@@ -272,8 +272,10 @@ def run(
     """Applies the steps in order; the given checkpoint's model may be changed on the way.
 
     The result has no resume state and one history entry more a step; a model that fp16 holds stays
-    one. `folder` is where fine-tuning may keep what it needs to resume.
+    one. `folder` is where fine-tuning may keep what it needs to resume. Raises CheckpointError for
+    weights that are not finite.
     """
+    check_finite(checkpoint.model)
     tuned = [step.tuning for step in steps if step.tuning.fine_tune_epochs]
     for tuning in tuned:
         finetuning.data_path(checkpoint, tuning)  # fails now rather than after the work

@@ -28,7 +28,7 @@ from asr.network.model import Output
 from asr.training.data import Batch
 from asr.training.dev import Heard
 from asr.training.learner import Learner
-from asr.training.train import usable
+from asr.training.start import trained_on, usable
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
 from compress.imitation import BlockOutputs, distance, divergence
@@ -136,18 +136,9 @@ def train_config(checkpoint: Checkpoint, options: Options) -> TrainConfig:
     )  # fmt: skip
 
 
-def data_path(checkpoint: Checkpoint, options: Options) -> str:
+def data_path(checkpoint: Checkpoint, options: Options) -> str | list[str]:
     """Where the data to train on is; a ValueError where nobody says or it is gone."""
-    where = options.fine_tune_data or checkpoint.data.get("train", "")
-    if not where:
-        raise ValueError(
-            "fine-tuning needs data and this checkpoint names none: give --fine_tune_data"
-        )
-    if not options.fine_tune_data and not Path(where).exists():
-        raise ValueError(
-            f"{where}: the data that the checkpoint was trained on is gone: give --fine_tune_data"
-        )
-    return where
+    return options.fine_tune_data or trained_on(checkpoint, "--fine_tune_data")
 
 
 def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:

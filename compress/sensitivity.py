@@ -24,6 +24,7 @@ from asr.corpus.manifest import Utterance
 from asr.network.checkpoint import Checkpoint
 from asr.training.data import BatchDataset
 from asr.training.dev import transcribe_alone
+from asr.training.start import trained_on
 from compress import core, imitation, packing
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
@@ -264,19 +265,7 @@ def fit_wer(
 
 def dev_speech(checkpoint: Checkpoint, path: str = "") -> list[Utterance]:
     """The dev data at `path`, or that of the training; a ValueError where there is none."""
-    if path:
-        return speech(checkpoint, path, "dev")
-    where = checkpoint.data.get("train", "")
-    if not where:
-        raise ValueError(
-            "max_wer_increase is measured on dev data and this checkpoint names none: "
-            "give --dev_data"
-        )
-    if not Path(where).exists():
-        raise ValueError(
-            f"{where}: the data that the checkpoint was trained on is gone: give --dev_data"
-        )
-    return speech(checkpoint, where, "dev")
+    return speech(checkpoint, path or trained_on(checkpoint, "--dev_data"), "dev")
 
 
 def choose_steps(

@@ -15,8 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.network.checkpoint import load_checkpoint
-from asr.network.export import to_onnx
+import asr
 from asr.runtime.cli import Parser, guarded
 
 
@@ -30,14 +29,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Exports, and prints sizes and the comparison."""
-    output = Path(args.output_path)
-    if output.suffix != ".onnx":
-        raise ValueError(f"{output}: the name of the exported file must end in .onnx")
-    checkpoint = load_checkpoint(args.model_path)
-    rows = to_onnx(checkpoint, output)
-    before, after = Path(args.model_path).stat().st_size, output.stat().st_size
-    print(f"{args.model_path}: {before:,} bytes -> {output}: {after:,} bytes")
-    for row in rows:
+    made = asr.export_onnx(args.model_path, args.output_path)
+    print(
+        f"{args.model_path}: {made.checkpoint_bytes:,} bytes -> {made.path}: {made.bytes:,} bytes"
+    )
+    for row in made.parity:
         print(f"  {row}")
     return 0
 

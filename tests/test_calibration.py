@@ -90,10 +90,10 @@ def test_no_data_no_calibration(checkpoint, tmp_path):
     with pytest.raises(ManifestError, match="no such file or folder"):
         calibration.load(checkpoint, str(tmp_path / "gone"))
     checkpoint.data = {"train": str(tmp_path / "gone")}
-    with pytest.raises(ValueError, match=r"is gone; give --calibration_data"):
+    with pytest.raises(ValueError, match=r"is gone: give --calibration_data"):
         calibration.load(checkpoint)
     checkpoint.data = {}
-    with pytest.raises(ValueError, match=r"names no training data; give --calibration_data"):
+    with pytest.raises(ValueError, match=r"names no training data: give --calibration_data"):
         calibration.load(checkpoint)
 
 

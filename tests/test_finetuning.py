@@ -228,7 +228,7 @@ def test_data_is_needed_before_any_work(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"gone: the data .* is gone: give --fine_tune_data"):
         core.run(checkpoint, steps(), None, tmp_path / "out")
     checkpoint.data = {}
-    with pytest.raises(ValueError, match=r"names none: give --fine_tune_data"):
+    with pytest.raises(ValueError, match=r"names no training data: give --fine_tune_data"):
         core.run(checkpoint, steps(), None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -288,7 +288,7 @@ def test_a_model_that_names_no_data(checkpoint, found, tmp_path, corpus, capsys,
     monkeypatch.setattr(sensitivity, "choose_steps", None)
     capsys.readouterr()
     for arguments, message in (
-        (mix, "names none: give --dev_data"),
+        (mix, "names no training data: give --dev_data"),
         ([*model, "--max_wer_increase", "0.5"], "give --dev_data"),
         ([*mix, "--dev_data", str(test)], "only test data"),
         ([*mix, "--dev_data", str(tmp_path / "none")], "none"),

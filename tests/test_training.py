@@ -23,9 +23,11 @@ from asr.training import learner
 from asr.training.data import BatchDataset
 from asr.training.epochs import Epochs
 from asr.training.optim import AveragedModel, learning_rate_at
-from asr.training.train import main, start_from
+from asr.training.start import start_from, zero_share
+from asr.training.train import main, parse_args
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
+from compress import calibration, core
 from tests.corpus import write_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +207,78 @@ def test_fine_tuning_from_an_unfinished_run_keeps_its_history(corpus, tmp_path):
     assert checkpoint.training is None
     assert [entry["step"] for entry in checkpoint.history] == ["train", "init"]
     assert checkpoint.history[0]["config"]["batch_size"] == 4
+
+
+def test_a_packed_model_is_not_trained_and_a_pruned_one_is_filled_aloud(corpus, tmp_path, capsys):
+    """Of every method that packs; a step could not move integers."""
+    assert main(flags(corpus, tmp_path / "float", "--epochs", "1")) == 0
+    made = tmp_path / "made.pt"
+    args = ["--data_dir", str(corpus), "--output_dir", str(tmp_path / "run"), "--epochs", "1",
+            "--init_from", str(made), "--num_workers", "0", "--no-tensorboard"]  # fmt: skip
+    for method, options in (
+        ("quantization", {"precision": "int8"}), ("quantization", {"precision": "int4"}),
+        ("quantization", {"precision": "ternary"}), ("clustering", {"num_clusters": 4}),
+    ):  # fmt: skip
+        checkpoint = load_checkpoint(tmp_path / "float" / "model.pt")
+        save_checkpoint(made, core.run(checkpoint, [core.make_step(method, options)]))
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert "packed as integers" in error
+        assert "float checkpoint that it was made of" in error
+        assert not (tmp_path / "run").exists()
+    checkpoint = load_checkpoint(tmp_path / "float" / "model.pt")
+    save_checkpoint(made, core.run(checkpoint, [core.make_step("pruning", {"sparsity": 0.5})]))
+    before = zero_share(load_checkpoint(made).model)
+    assert main(args) == 0
+    assert f"note: {before:.0%} of the weights in {made} are zero" in capsys.readouterr().out
+    assert zero_share(load_checkpoint(tmp_path / "run" / "model.pt").model) < 0.01 < before
+    assert start_from(tmp_path / "float" / "model.pt")
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_recipes_are_found_by_name_and_their_paths_from_their_folder(tmp_path, monkeypatch, capsys):
+    recipes = tmp_path / "experiments" / "recipes"
+    recipes.mkdir(parents=True)
+    (tmp_path / "start.pt").write_bytes(b"")
+    contents = {"init_from": "../../start.pt", "data_dir": ["far", "../../"], "epochs": 3}
+    (recipes / "mine.json").write_text(json.dumps(contents))
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "experiments/recipes/mine.json"):
+        args = parse_args(["--config", name, "--output_dir", "x", "--epochs", "4"])
+        assert Path(args.init_from).samefile(tmp_path / "start.pt")
+        assert args.data_dir[0] == "far"
+        assert Path(args.data_dir[1]).samefile(tmp_path)
+        assert args.epochs == 4
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    shipped = parse_args(["--config", "an4_fine_tune", "--output_dir", "x", "--data_dir", "d"])
+    assert Path(shipped.init_from).exists()  # a recipe of the repository
+    assert main(["--config", "none_such", "--output_dir", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "an4_fine_tune" in error
+    assert error.count("\n") == 1
+
+
+def test_several_folders_of_data_count_as_one(corpus, tmp_path):
+    """The dev data of one is that of all; compression finds all of them again."""
+    more = write_corpus(tmp_path / "more", per_text=1)
+    (more / "dev.json").unlink()
+    (more / "train.json").rename(more / "extra.json")  # alone in its folder, it trains
+    places = [str(corpus), str(more)]
+    args = flags(corpus, tmp_path / "run", "--epochs", "1")
+    assert main([*args, "--data_dir", *places]) == 0
+    checkpoint = load_checkpoint(tmp_path / "run" / "model.pt")
+    assert checkpoint.data["train"] == places
+    splits = load_splits(places)
+    assert [len(splits.train), len(splits.dev)] == [27, 6]
+    assert {u.audio_filepath for u in load_splits(corpus).train} < {
+        u.audio_filepath for u in splits.train
+    }
+    assert calibration.speech(checkpoint, places) == splits.train
+    assert calibration.speech(checkpoint, places, "dev") == splits.dev
+    assert calibration.load(checkpoint).source == " ".join(places)
+    assert load_splits([corpus, corpus]) == load_splits(corpus)
 
 
 def test_bpe_and_config_file(corpus, tmp_path):

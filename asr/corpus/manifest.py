@@ -13,7 +13,7 @@ import math
 import os
 import random
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from asr.runtime.audio import EXTENSIONS, audio_duration
 from asr.runtime.files import write_atomically
 
+Data = str | Path | Sequence[str | Path]  # where data is, in one place or several
 SUFFIXES = (".json", ".jsonl")
 APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"})
 
@@ -157,12 +158,29 @@ def read_librispeech(folder: str | Path, num_workers: int = 4) -> list[Utterance
     ]
 
 
-def find_sources(path: str | Path) -> dict[str, Path]:
-    """The splits at `path`, by name: manifests or LibriSpeech split folders. Opens none of them.
+def places(data: Data) -> list[str]:
+    """One or several paths as a list of them; ManifestError for none."""
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    if not paths:
+        raise ManifestError("no data named; give a manifest or a folder")
+    return [str(path) for path in paths]
 
-    `path` is a manifest, a folder of manifests, a split folder, or a folder of split folders.
+
+def find_sources(data: Data) -> dict[str, Path]:
+    """The splits at a path or several, by name: manifests or LibriSpeech split folders.
+
+    A path is a manifest, a folder of manifests, a split folder, or a folder of split folders. None
+    of them is opened. Where several have a split of one name, the later ones are 'name of PATH'.
     """
-    path = Path(path)
+    sources: dict[str, Path] = {}
+    for place in places(data):
+        for name, source in _find_sources(Path(place)).items():
+            if source not in sources.values():
+                sources[f"{name} of {place}" if name in sources else name] = source
+    return sources
+
+
+def _find_sources(path: Path) -> dict[str, Path]:
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise ManifestError(f"{path}: not a manifest; expected a .json or .jsonl file")
@@ -196,7 +214,7 @@ def load_dataset(path: str | Path, only: str = "") -> list[Utterance]:
     return [utterance for p in sources.values() for utterance in read_source(p)]
 
 
-def load_splits(data_dir: str | Path, dev_share: float = 0.05, seed: int = 0) -> Splits:
+def load_splits(data_dir: Data, dev_share: float = 0.05, seed: int = 0) -> Splits:
     """Training and development data by the names of the splits (see `find_sources`).
 
     Without `dev*`, a share of the speakers is held out, the same ones for the same seed. One split
@@ -204,15 +222,16 @@ def load_splits(data_dir: str | Path, dev_share: float = 0.05, seed: int = 0) ->
     for nothing to train on and for utterances or speakers on both sides.
     """
     sources = find_sources(data_dir)
+    where = ", ".join(places(data_dir))
+    alone = {p for place in places(data_dir) if len(found := _find_sources(Path(place))) == 1
+             for p in found.values()}  # fmt: skip
     names: dict[str, list[str]] = {"train": [], "dev": [], "test": [], "": []}
     for name in sources:
         prefix = next((p for p in ("train", "dev", "test") if name.lower().startswith(p)), "")
-        names[prefix].append(name)
-    if len(sources) == 1 and names[""]:
-        names["train"], names[""] = names[""], []
+        names["train" if not prefix and sources[name] in alone else prefix].append(name)
     if not names["train"]:
         raise ManifestError(
-            f"{data_dir}: no split named train* (found {', '.join(sources)}); "
+            f"{where}: no split named train* (found {', '.join(sources)}); "
             "training needs one, dev* is optional"
         )
     train = [u for name in names["train"] for u in read_source(sources[name])]

@@ -28,7 +28,7 @@ from asr.common.metrics import (
     word_counts,
 )
 from asr.common.provenance import command_line, commit, portable_path
-from asr.corpus.manifest import Utterance, find_sources, read_source
+from asr.corpus.manifest import Data, Utterance, find_sources, places, read_source
 from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
 from asr.measure.timing import DEFINITION, measure
 from asr.runtime.audio import read_audio
@@ -78,6 +78,45 @@ def measure_speed(
     speed = [measure(model_path, n, audio, durations, beam=beam) for n in threads]
     first = {key: value for key, value in speed[0].items() if key != "threads"}
     return first | {"speed": speed, "speed_utterances": len(sample)}
+
+
+def evaluate_data(
+    model_path: str | Path, data: Data, *, batch_size: int = 8, threads: int = 0, limit: int = 0,
+    seed: int = 0, speed: bool = True, beam: BeamConfig | None = None,
+    other: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures a `.pt` or `.onnx` file on manifests or LibriSpeech folders; several count as one.
+
+    The result is that of evaluate.py's file: `wer` and `cer` (shares) with intervals, `sets` where
+    `data` names several, with `speed` also latency (seconds) and memory (bytes), the `comparison`
+    with an `other` result file on the same data, and last the `utterances` with their texts.
+    `limit` takes the first so many of each set. Raises ValueError.
+    """
+    busy = busy_cores()
+    parts = {path: read_test_data(path, limit) for path in places(data)}
+    utterances = [utterance for part in parts.values() for utterance in part]
+    earlier = read_result(other) if other else None
+    if earlier:
+        align([describe_utterance(u) for u in utterances], earlier["utterances"])
+    result = evaluate(model_path, utterances, batch_size, threads, speed, seed, beam)
+    rows = result.pop("utterances")
+    if len(parts) > 1:
+        sizes = [(portable_path(path), len(part)) for path, part in parts.items()]
+        result["sets"] = by_set(rows, sizes, seed)
+    if earlier and other:
+        comparison = compare({"utterances": rows}, earlier, seed)
+        result["comparison"] = comparison | {"other": portable_path(other)}
+    return result | {
+        "model": portable_path(model_path),
+        "test_data": " ".join(map(portable_path, parts)),
+        "commit": commit(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "decoding": asdict(beam) | {"lm": portable_path(beam.lm)} if beam else "greedy",
+        "definition": DEFINITION,
+        "machine": describe_machine() | {"load_before": busy},
+        "utterances": rows,
+    }
 
 
 def made_by(entry: dict[str, Any]) -> dict[str, Any]:
@@ -218,8 +257,11 @@ def describe_utterance(utterance: Utterance) -> Row:
     }
 
 
-def read_test_data(path: str | Path) -> list[Utterance]:
-    """The utterances of a manifest or LibriSpeech folder; of several splits, those named test*."""
+def read_test_data(path: str | Path, limit: int = 0) -> list[Utterance]:
+    """The utterances of a manifest or LibriSpeech folder; of several splits, those named test*.
+
+    With a `limit`, the first so many.
+    """
     sources = find_sources(path)
     if len(sources) > 1:
         tests = {name: p for name, p in sources.items() if name.lower().startswith("test")}
@@ -228,7 +270,7 @@ def read_test_data(path: str | Path) -> list[Utterance]:
                 f"{path}: several splits ({', '.join(sources)}) and none named test*; name one"
             )
         sources = tests
-    return [utterance for p in sources.values() for utterance in read_source(p)]
+    return [utterance for p in sources.values() for utterance in read_source(p)][: limit or None]
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
@@ -325,41 +367,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    busy = busy_cores()
-    beam = beam_from_flags(args)
-    parts = {p: read_test_data(p)[: args.limit or None] for p in args.test_data}
-    utterances = [utterance for part in parts.values() for utterance in part]
-    other = read_result(args.compare) if args.compare else None
-    if other is not None:
-        align([describe_utterance(u) for u in utterances], other["utterances"])
     if args.output_file:
         check_writable(args.output_file)
-    result = evaluate(
-        args.model_path, utterances, args.batch_size, args.threads, not args.no_speed, args.seed,
-        beam,
+    result = evaluate_data(
+        args.model_path, args.test_data, batch_size=args.batch_size, threads=args.threads,
+        limit=args.limit, seed=args.seed, speed=not args.no_speed, beam=beam_from_flags(args),
+        other=args.compare,
     )  # fmt: skip
-    rows = result.pop("utterances")
-    if len(parts) > 1:
-        sizes = [(portable_path(path), len(part)) for path, part in parts.items()]
-        result["sets"] = by_set(rows, sizes, args.seed)
-    result |= {
-        "model": portable_path(args.model_path),
-        "test_data": " ".join(map(portable_path, args.test_data)),
-        "command": args.command,
-        "commit": commit(),
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        "decoding": asdict(beam) | {"lm": portable_path(beam.lm)} if beam else "greedy",
-        "definition": DEFINITION,
-        "machine": describe_machine() | {"load_before": busy},
-    }
-    texts = [report(result | {"utterances": rows})]
+    texts = [report(result)]
+    busy = result["machine"]["load_before"]
     if not args.no_speed and busy_note(busy):
         texts.append(busy_note(busy))
-    if other is not None:
-        comparison = compare({"utterances": rows}, other, args.seed)
-        result["comparison"] = comparison | {"other": portable_path(args.compare)}
-        texts.append(report_comparison(comparison, args.compare))
+    rows = result.pop("utterances")
+    result["command"] = args.command
+    if args.compare:
+        texts.append(report_comparison(result["comparison"], args.compare))
     if args.no_texts:
         del result["confusions"], result["worst"]
         rows = [{k: v for k, v in r.items() if k not in ("reference", "hypothesis")} for r in rows]

@@ -42,7 +42,7 @@ class Checkpoint:
     model: ConformerCTC
     tokenizer: Tokenizer
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    data: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str | list[str]] = field(default_factory=dict)  # what it was trained on
     history: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] | None = None
 
@@ -103,6 +103,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: not a usable checkpoint: {reason}") from error
+
+
+def check_finite(model: nn.Module) -> None:
+    """A CheckpointError that names the layer with NaN or infinite weights, if there is one."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            layer, _, part = name.rpartition(".")
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"layer {layer}: {bad} of {tensor.numel()} numbers of its {part} are NaN or "
+                "infinite: the training diverged or the file is damaged; take an earlier checkpoint"
+            )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

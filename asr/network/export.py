@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from asr import __version__
-from asr.network.checkpoint import Checkpoint
+from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
 from asr.network.model import ConformerCTC, ConvModule
 from asr.network.onnx_graph import build_graph, stored_bytes
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
@@ -63,13 +63,33 @@ class Parity:
         )
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, its size and that of the checkpoint, and how alike they compute."""
+
+    path: Path
+    bytes: int
+    checkpoint_bytes: int
+    parity: list[Parity]
+
+
+def export_onnx(model_path: str | Path, output_path: str | Path) -> Exported:
+    """Exports a checkpoint file to an `.onnx` file, `tokens.txt` beside it; see `to_onnx`."""
+    source, target = Path(model_path), Path(output_path)
+    if target.suffix != ".onnx":
+        raise ValueError(f"{target}: the name of the exported file must end in .onnx")
+    parity = to_onnx(load_checkpoint(source), target)
+    return Exported(target, target.stat().st_size, source.stat().st_size, parity)
+
+
 def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     """Writes `path` and `tokens.txt` beside it, whole or not at all; returns the parity check.
 
     Raises ExportError if the file is larger than its weights explain, or computes something else
-    than the model.
+    than the model; CheckpointError for weights that are not finite.
     """
     path = Path(path)
+    check_finite(checkpoint.model)
     model = prepare(checkpoint.model)
     program = build_graph(model)
     program.metadata_props.clear()
