@@ -105,9 +105,9 @@ def evaluate_data(
         result["sets"] = by_set(rows, sizes, seed)
     if earlier and other:
         comparison = compare({"utterances": rows}, earlier, seed)
-        result["comparison"] = comparison | {"other": portable_path(other)}
+        result["comparison"] = comparison | {"other": portable_path(str(other))}
     return result | {
-        "model": portable_path(model_path),
+        "model": portable_path(str(model_path)),
         "test_data": " ".join(map(portable_path, parts)),
         "commit": commit(),
         "seed": seed,
