@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Size and speed of every compressed form of the `small` preset: what depends on shapes alone, so
-# the weights are random and nothing is fine-tuned. WER is in experiments/README.md.
+# the weights are random and nothing is fine-tuned. WER is in an4/ and librispeech/.
 # Usage: experiments/measure_small.sh [results folder, default experiments/small] [preset]
 # One run of interleaved rounds in ONNX Runtime, one thread, 10 s of audio: speed.json; sizes.json.
 set -eu

@@ -4,7 +4,7 @@
 
 Writes report.md (one row a technique: size, WER, latency, memory of its .pt and .onnx) and the
 plots wer_size.png and wer_latency.png. The table can go into another file's section instead:
-scripts/report.py experiments/an4 --insert experiments/README.md --section an4
+scripts/report.py experiments/an4 --insert experiments/an4/README.md --section an4
 """
 
 from __future__ import annotations
