@@ -1,4 +1,7 @@
-"""Weights shared by codebooks: `method` has the layers, `kmeans` finds the centroids."""
+"""Weights shared by codebooks: each becomes an index into a small one.
+
+`method` has the layers, `kmeans` finds the centroids.
+"""
 
 from compress.clustering.method import ClusteredConv, ClusteredLinear, Config, apply, freeze
 

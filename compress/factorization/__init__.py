@@ -1,4 +1,7 @@
-"""Weights as products of two smaller ones: `method` chooses them and their ranks."""
+"""Weights as products of two smaller ones.
+
+`method` chooses them and their ranks.
+"""
 
 from compress.factorization.method import Config, LowRankLinear, apply
 

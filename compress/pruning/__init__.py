@@ -1,7 +1,7 @@
-"""Weights become zero, or modules lose whole channels and heads: `method` says when which.
+"""Weights become zero, or modules lose whole channels and heads.
 
-`saliency` chooses single weights by speech; `structured` knows what can go as a whole, and
-`removal` what going would cost.
+`method` says which go and when; `saliency` chooses single weights by speech; `structured` knows
+what can go as a whole, and `removal` what going would cost.
 """
 
 from compress.pruning.method import Config, apply, prepare, update, why_kept

@@ -1,7 +1,7 @@
-"""Weights as integers times scales, or every number as fp16: `method` says how.
+"""Weights as integers times scales, or every number as fp16.
 
-`rounding` chooses the integers, `equalization` prepares weights for them, `fakequant` trains with
-them, `layers` stores them and computes.
+`method` has the options; `rounding` chooses the integers, `equalization` prepares weights for
+them, `fakequant` trains with them, `layers` stores them and computes.
 """
 
 from compress.quantization.fakequant import FakeQuantLinear
