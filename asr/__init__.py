@@ -1,7 +1,8 @@
 """A Conformer-CTC speech recogniser for small computers.
 
-`asr.load(path).transcribe(waveform or path)` runs a `.pt` or an `.onnx` model and gives the
-text, with its words' times; importing `asr` imports neither torch nor onnxruntime.
+`asr.load().transcribe(waveform or path)` gives the text, with its words' times, by the English
+model that ships; `asr.load(path)` runs another `.pt` or `.onnx` model. Importing `asr` imports
+neither torch nor onnxruntime.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
     from asr.training.run import Trained
 
 
-def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
-    """Loads a `.pt` checkpoint or an `.onnx` export; `threads` 0 means all cores.
+def load(
+    path: str | Path | None = None, threads: int = 0, beam: BeamConfig | None = None,
+    min_confidence: float | None = None,
+) -> Recognizer:  # fmt: skip
+    """Loads a `.pt` checkpoint or an `.onnx` export, else the English model that ships.
 
-    Greedy decoding unless `beam` sets up a search, e.g.
-    `asr.runtime.beam.BeamConfig(lm="english.lm")`.
+    `threads` 0 means all cores. Greedy decoding unless `beam` sets up a search, e.g.
+    `asr.runtime.beam.BeamConfig(lm="english.lm")`. Segments of which less than a share of
+    `min_confidence` of the words is expected to be right are left out; 0 leaves in what is heard
+    in noise and music, None is `asr.runtime.recognizer.MIN_CONFIDENCE`.
     """
     from asr.runtime.recognizer import load as load_recognizer
 
-    return load_recognizer(path, threads=threads, beam=beam)
+    return load_recognizer(path, threads, beam, min_confidence)
 
 
 def train(

@@ -183,14 +183,15 @@ def letters(tmp_path):
 def test_transcribe_with_a_model(tiny_checkpoint, letters, tmp_path, capsys):
     audio = tmp_path / "a.wav"
     soundfile.write(audio, tone_waveform("abc a"), 16000)
-    flags = ["--audio_path", str(audio), "--model_path", str(tiny_checkpoint), "--threads", "1"]
+    flags = ["--audio_path", str(audio), "--model_path", str(tiny_checkpoint), "--threads", "1",
+             "--min_confidence", "0"]  # fmt: skip
     texts = []
     for more in ([], ["--beam_size", "8"], ["--lm", str(letters), "--word_bonus", "9"]):
         assert transcribe([*flags, *more]) == 0
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) > 1
     beam = BeamConfig(lm=str(letters), word_bonus=9.0)
-    assert texts[2] == asr.load(tiny_checkpoint, 1, beam).transcribe(audio).text + "\n"
+    assert texts[2] == asr.load(tiny_checkpoint, 1, beam, 0).transcribe(audio).text + "\n"
 
 
 def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys):
@@ -205,7 +206,7 @@ def test_evaluate_with_a_model(tiny_checkpoint, letters, tmp_path, capsys):
     assert result["decoding"]["lm_weight"] == 0.25
     assert result["decoding"]["lm"].endswith("letters.arpa")
     assert str(tmp_path) not in out.read_text()
-    recognizer = asr.load(tiny_checkpoint, 1, BeamConfig(lm=str(letters), lm_weight=0.25))
+    recognizer = asr.load(tiny_checkpoint, 1, BeamConfig(lm=str(letters), lm_weight=0.25), 0)
     for row in result["utterances"]:
         assert row["hypothesis"] == recognizer.transcribe(data.parent / f"{row['id']}.wav").text
     assert evaluate([*map(str, flags)]) == 0

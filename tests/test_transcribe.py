@@ -1,7 +1,10 @@
 """From audio to text: the command, long recordings, and everything a user may get wrong."""
 
+import io
+import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +12,7 @@ import pytest
 import soundfile
 
 from asr import load
-from asr.runtime import pieces, transcribe
+from asr.runtime import pieces, shipped
 from asr.runtime.config import FeatureConfig
 from asr.runtime.recognizer import SILENCE, Info, Recognizer, meeting_frame
 from asr.runtime.tokenizer import Tokenizer
@@ -20,7 +23,8 @@ UNIT = 640  # samples an output frame
 
 
 def run(tiny_onnx, *more):
-    return main(["--model_path", str(tiny_onnx), "--threads", "1", *map(str, more)])
+    flags = ["--model_path", tiny_onnx, "--threads", "1", "--min_confidence", "0"]
+    return main([*map(str, flags), *map(str, more)])
 
 
 # ---- the command ----------------------------------------------------------------------------
@@ -29,7 +33,7 @@ def run(tiny_onnx, *more):
 def test_one_file_gives_its_text(tiny_onnx, clip, capsys):
     assert run(tiny_onnx, "--audio_path", clip) == 0
     out, err = capsys.readouterr()
-    assert out == load(tiny_onnx).transcribe(clip).text + "\n"
+    assert out == load(tiny_onnx, min_confidence=0).transcribe(clip).text + "\n"
     assert out.strip()
     assert err == ""
 
@@ -37,7 +41,7 @@ def test_one_file_gives_its_text(tiny_onnx, clip, capsys):
 def test_text_goes_to_a_file_whose_folder_is_made(tiny_onnx, clip, tmp_path, capsys):
     target = tmp_path / "new" / "text.txt"
     assert run(tiny_onnx, "--audio_path", clip, "--output_text", target) == 0
-    assert target.read_text() == load(tiny_onnx).transcribe(clip).text + "\n"
+    assert target.read_text() == load(tiny_onnx, min_confidence=0).transcribe(clip).text + "\n"
     assert [p.name for p in target.parent.iterdir()] == ["text.txt"]
     assert capsys.readouterr().out == ""
 
@@ -54,7 +58,9 @@ def test_files_and_folders_give_a_line_each(tiny_onnx, clip, tmp_path, capsys):
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     files = [clip, tmp_path / "b.wav", tmp_path / "deep" / "a.FLAC"]
     assert [path for path, _ in lines] == [str(path) for path in files]
-    assert [text for _, text in lines] == [load(tiny_onnx).transcribe(path).text for path in files]
+    assert [text for _, text in lines] == [
+        load(tiny_onnx, min_confidence=0).transcribe(path).text for path in files
+    ]
 
 
 def test_a_folder_with_one_file_gives_a_named_line(tiny_onnx, clip, capsys):
@@ -71,6 +77,38 @@ def test_one_bad_file_of_several_does_not_stop_the_others(tiny_onnx, clip, tmp_p
     err = capsys.readouterr().err.splitlines()
     assert str(bad) in err[0]
     assert err[1] == "1 of 2 files failed"
+
+
+def test_formats_and_folders(tiny_onnx, clip, tmp_path, capsys):
+    assert run(tiny_onnx, clip, "--output_path", tmp_path / "a.srt") == 0
+    assert (tmp_path / "a.srt").read_text().startswith("1\n00:00:0")
+    assert run(tiny_onnx, clip.parent, "--output_path", tmp_path, "--output_format", "json") == 0
+    assert json.loads((tmp_path / "clip.json").read_text())["segments"][0]["words"]
+    assert capsys.readouterr() == ("", "")
+    assert run(tiny_onnx, clip, clip.parent, "--output_format", "words") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "audio_filepath\tstart\tend\tconfidence\tword"
+    assert len({line.split("\t")[0] for line in lines[1:]}) == 1
+
+
+def test_several_recordings_give_their_results_as_they_come(tiny_onnx, clip):
+    """A path, an open file, bytes in memory, an array: the second is not read for the first."""
+    reader, samples = load(tiny_onnx, threads=1, min_confidence=0), soundfile.read(clip)[0]
+    with open(clip, "rb") as file:
+        kinds = [clip, str(clip), file, io.BytesIO(clip.read_bytes()), samples]
+        texts = {result.text for result in reader.transcribe(kinds)}
+    assert texts == {reader.transcribe(clip).text} != {""}
+    results = reader.transcribe(iter([clip, "absent.wav"]))
+    assert next(results).text in texts
+    with pytest.raises(ValueError, match=r"absent.wav: no such audio file"):
+        next(results)
+    transcribe: Any = reader.transcribe
+    for wrong, message in (
+        (5, "not a recording"), ([0.5, 0.25], "not a recording"), (io.StringIO("x"), "as text"),
+        (io.BytesIO(b""), "holds nothing"), (io.BytesIO(b"hello"), "not audio"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            list(transcribe(wrong))
 
 
 def test_another_sample_rate_and_stereo_are_fine(tiny_onnx, tmp_path, capsys):
@@ -154,43 +192,28 @@ def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):
     assert "no audio in this folder" in capsys.readouterr().err
     assert run(tiny_onnx, "--audio_path", clip, "--output_text", clip) == 2
     assert "is the audio itself" in capsys.readouterr().err
-    assert run(tiny_onnx, "--audio_path", clip, "--output_text", tmp_path) == 2
-    assert str(tmp_path) in capsys.readouterr().err
+    assert run(tiny_onnx, clip, clip, "--output_path", f"{tmp_path}/") == 2
+    assert "two recordings have this name" in capsys.readouterr().err
+    assert run(tiny_onnx, "--threads", "2") == 2
+    assert "name a file or a folder" in capsys.readouterr().err
+    assert run(tiny_onnx, clip, "--min_confidence", "3") == 2
+    assert "min_confidence 3.0 must lie in [0, 1]" in capsys.readouterr().err
+    assert run(tiny_onnx, clip, clip, "--output_format", "srt") == 2
+    assert "name a folder for several" in capsys.readouterr().err
     assert run(tiny_onnx, "--audio_path", clip, "--threads", "-1") == 2
     assert "--threads -1" in capsys.readouterr().err
 
 
-@pytest.fixture
-def installed(tmp_path, monkeypatch) -> Path:
-    """The folder above a package that has no experiments/ beside it, as after pip install."""
-    site = tmp_path / "site-packages"
-    monkeypatch.setattr(transcribe, "__file__", str(site / "asr" / "transcribe.py"))
-    return site
-
-
-@pytest.mark.parametrize("where", ["site-packages", "checkout"])
-def test_the_default_model_is_beside_the_package_or_here(
-    installed, where, tiny_onnx, clip, tmp_path, monkeypatch, capsys
-):
-    place = tmp_path / where / transcribe.SHIPPED
-    place.parent.mkdir(parents=True)
-    place.write_bytes(tiny_onnx.read_bytes())
-    here = tmp_path / "checkout"
-    here.mkdir(exist_ok=True)
-    monkeypatch.chdir(here)
-    assert transcribe.find_model(None) == place
-    assert main(["--audio_path", str(clip)]) == 0
-    assert capsys.readouterr().out.strip()
-
-
-def test_a_missing_default_model_is_looked_for_in_two_places(
-    installed, clip, tmp_path, monkeypatch, capsys
-):
+def test_the_default_model_is_the_one_that_ships(tiny_onnx, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--audio_path", str(clip)]) == 2
+    monkeypatch.setattr(shipped, "MODEL", tiny_onnx)
+    assert main([str(clip), "--min_confidence", "0"]) == 0
+    assert capsys.readouterr().out == load(min_confidence=0).transcribe(clip).text + "\n" != "\n"
+    monkeypatch.setattr(shipped, "MODEL", tmp_path / "english.onnx")
+    assert main([str(clip)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"no {transcribe.SHIPPED} in {installed} or in {tmp_path};" in line
-    assert "--model_path" in line
+    assert "the English model is missing here" in line
+    assert str(tmp_path / "english.onnx") in line
 
 
 def test_a_full_disk_keeps_the_old_text(tiny_onnx, clip, tmp_path, capsys):
@@ -212,7 +235,7 @@ def test_a_full_disk_keeps_the_old_text(tiny_onnx, clip, tmp_path, capsys):
 
 
 def test_a_waveform_reads_like_its_file(tiny_onnx, clip):
-    reader = load(tiny_onnx, threads=1)
+    reader = load(tiny_onnx, threads=1, min_confidence=0)
     samples, rate = soundfile.read(clip, dtype="int16")
     assert reader.transcribe(samples, rate) == reader.transcribe(clip)
     with pytest.raises(ValueError, match=r"the waveform: 0\.020 s"):
@@ -220,7 +243,7 @@ def test_a_waveform_reads_like_its_file(tiny_onnx, clip):
 
 
 def test_no_features_give_no_log_probs(tiny_onnx):
-    assert load(tiny_onnx, threads=1).log_probs([]) == []
+    assert load(tiny_onnx, threads=1, min_confidence=0).log_probs([]) == []
 
 
 class Ear:
@@ -268,7 +291,7 @@ def test_a_silent_stretch_of_a_long_recording_is_not_amplified():
 
 
 def test_windows_change_a_long_reading_little(tiny_onnx, monkeypatch):
-    reader, waveform = load(tiny_onnx, threads=1), babble(40.0)
+    reader, waveform = load(tiny_onnx, threads=1, min_confidence=0), babble(40.0)
     in_windows = reader.waveform_log_probs(waveform)
     monkeypatch.setattr(pieces, "WINDOW", 60.0)
     whole = reader.waveform_log_probs(waveform)

@@ -3,7 +3,8 @@
     python evaluate.py --model_path model.onnx --test_data data/LibriSpeech/test-clean
 
 Accuracy is corpus WER and CER with bootstrap intervals, from exactly the texts that transcribe.py
-writes. Speed and memory are measured in a separate pass, in processes of their own (`timing`).
+writes with --min_confidence 0. Speed and memory are measured in a separate pass, in processes of
+their own (`timing`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def evaluate(
     if not utterances:
         raise ValueError("no utterances to evaluate on")
     threads = threads or default_threads()
-    recognizer = load(model_path, threads, beam)
+    recognizer = load(model_path, threads, beam, min_confidence=0)
     texts = transcribe_all(recognizer, utterances, batch_size)
     result = score(utterances, texts, seed)
     result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}

@@ -9,11 +9,12 @@ where, and what to do.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +39,36 @@ class AudioError(ValueError):
     """Audio that cannot be used; the message is one line for the user."""
 
 
-def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> Waveform:
+class _HeldFile(io.BytesIO):
+    """What an open file holds; as text it is the file's name."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._name = name_of(file)
+        contents = file.read()
+        if not isinstance(contents, bytes):
+            raise AudioError(f"{self._name}: opened as text; open it with mode 'rb'")
+        super().__init__(contents)
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def name_of(source: Any) -> str:
+    """A path or the name of an open file, for a message."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "name", "the open file"))
+
+
+def read_audio(source: str | Path | IO[bytes], sample_rate: int = SAMPLE_RATE) -> Waveform:
     """Read a WAV, FLAC, Ogg (Opus, Vorbis) or MP3 file as mono at `sample_rate` Hz.
+
+    An open binary file is read from where it is to its end; it need not seek.
 
     Returns `(N,)` float32 in [-1, 1]. Raises AudioError for a file that is missing, empty, without
     samples, truncated or not audio, and for NaN or infinite samples.
     """
+    path = source if isinstance(source, str | Path) else _HeldFile(source)
     check_file(path)
     with _open(path) as file:
         known = 0 < file.frames <= BLOCK
@@ -101,8 +126,15 @@ def limit_peak(waveform: Waveform) -> Waveform:
     return waveform / np.float32(peak) if peak > 1 else waveform
 
 
-def check_file(path: str | Path) -> None:
+def check_file(path: str | Path | _HeldFile) -> None:
     """Raise AudioError if `path` is missing, empty or, by its container, truncated."""
+    if isinstance(path, _HeldFile):
+        size = path.getbuffer().nbytes
+        problem = find_problem(path, size, str(path)) if size else "holds nothing"
+        path.seek(0)
+        if problem:
+            raise AudioError(f"{path}: {problem}; {AGAIN}")
+        return
     try:
         with open(path, "rb", buffering=0) as file:
             info = os.fstat(file.fileno())
@@ -124,10 +156,10 @@ def check_file(path: str | Path) -> None:
         raise AudioError(f"{path}: {problem}; {AGAIN}")
 
 
-def _open(path: str | Path) -> Any:
+def _open(path: str | Path | _HeldFile) -> Any:
     """An open SoundFile whose header makes sense."""
     try:
-        file = soundfile.SoundFile(os.fspath(path))
+        file = soundfile.SoundFile(path if isinstance(path, _HeldFile) else os.fspath(path))
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
         raise AudioError(_damaged(path, error)) from None
     if file.frames > UNKNOWN_FRAMES:
@@ -224,7 +256,7 @@ def _check_finite(waveform: Waveform, where: str) -> float:
     )
 
 
-def _damaged(path: str | Path, error: Exception) -> str:
+def _damaged(path: str | Path | _HeldFile, error: Exception) -> str:
     detail = getattr(error, "error_string", "").strip().rstrip(".") or "unknown format"
     if "possibly a pipe" in detail:  # libsndfile says this of any MP3 it cannot decode
         detail = "no decodable stream"

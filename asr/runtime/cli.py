@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Container
 from dataclasses import MISSING, Field, fields
@@ -47,6 +48,35 @@ def shown(action: argparse.Action) -> str:
     value = "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
     value = str(action.metavar or value) + " ..." * (action.nargs == "+")
     return f"{action.option_strings[0]} {value}" if action.option_strings else value
+
+
+class Progress:
+    """How far a long piece of work is, in one line on a terminal that is cleared at the end."""
+
+    QUIET = 1.0  # seconds in which nothing is shown
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = time.monotonic()
+        self._on = sys.stderr.isatty()
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write("")
+
+    def show(self, done: str) -> None:
+        """Says what is done."""
+        if time.monotonic() - self._start > self.QUIET:
+            self._write(f"{self._name}: {done}")
+
+    def _write(self, text: str) -> None:
+        if self._on and (text or self._width):
+            print("\r" + text.ljust(self._width) + "\r" * (not text), end="", flush=True,
+                  file=sys.stderr)  # fmt: skip
+            self._width = len(text)
 
 
 def guarded(function: Callable[[], int | None]) -> int:

@@ -11,27 +11,30 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.audio import check_waveform, read_audio
+from asr.runtime.audio import check_waveform, name_of, read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
 from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
-from asr.runtime.result import Result, split_at_pauses
+from asr.runtime.result import Result, Segment, split_at_pauses
+from asr.runtime.shipped import find_model
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.vad import Detector, find_speech
 from asr.runtime.words import Word, read_words
 
 Array = npt.NDArray[np.float32]
+Audio = str | Path | IO[bytes] | npt.NDArray[Any]  # a recording
 
 METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
 METADATA_VERSION = 1
+MIN_CONFIDENCE = 0.2  # of a segment; what is heard in music and noise is less sure
 SILENCE = 2.0**-11  # a recording whose peak stays below this (-66 dBFS) holds no speech
 
 
@@ -75,35 +78,60 @@ class Recognizer:
         self.tokenizer = Tokenizer(self.info.tokens)
         self.detector: Detector | None = find_speech  # None: all of a recording is read
         self.decoder: Callable[[Array], list[int]] = greedy_decode
+        self.min_confidence = MIN_CONFIDENCE  # segments less sure than that are left out
 
-    def transcribe(self, audio: str | Path | npt.ArrayLike, sample_rate: int = 16000) -> Result:
-        """What an audio file says, or a waveform (N,) in [-1, 1] at `sample_rate` Hz.
+    @overload
+    def transcribe(  # type: ignore[overload-overlap]
+        self, audio: Audio, sample_rate: int = 16000
+    ) -> Result: ...
+    @overload
+    def transcribe(self, audio: Iterable[Audio], sample_rate: int = 16000) -> Iterator[Result]: ...
+    def transcribe(
+        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000
+    ) -> Result | Iterator[Result]:
+        """What a recording says; of a list or another iterable of them each result as it comes.
 
-        A file brings its own sample rate. Silence gives a result without words. Needs the memory of
-        `WINDOW` seconds in the network, plus 8 MB a minute for the waveform. Raises AudioError
-        (a ValueError) for audio that cannot be used, or is shorter than one output frame.
+        A recording is the path of an audio file, a binary file that is open, or a waveform (N,) in
+        [-1, 1] at `sample_rate` Hz, a NumPy array; a file brings its own sample rate. Silence and
+        noise give a result without words. Needs the memory of 25 seconds in the network, plus 8 MB
+        a minute for the waveform. Raises AudioError (a ValueError) for audio that cannot be used,
+        or is shorter than one output frame.
         """
+        given: Any = audio
+        one = isinstance(given, str | Path) or hasattr(given, "read") or hasattr(given, "__array__")
+        if one or not isinstance(given, Iterable):
+            return Result(tuple(self.stream(given, sample_rate)))
+        return (Result(tuple(self.stream(each, sample_rate))) for each in given)
+
+    def stream(self, audio: Audio, sample_rate: int = 16000) -> Iterator[Segment]:
+        """The segments of a recording, taken as by `transcribe`, each as soon as it is known."""
+        return self.spoken(self.readings(self.pieces([self._waveform(audio, sample_rate)])))
+
+    def _waveform(self, audio: Audio, sample_rate: int) -> Array:
+        """A recording as (N,) samples at the model's rate."""
         rate = self.info.features.sample_rate
-        if isinstance(audio, str | Path):
-            waveform = read_audio(audio, rate)
-            where = str(audio)
-        else:
+        if hasattr(audio, "__array__"):
             waveform = check_waveform(audio, sample_rate, rate)
             where = "the waveform"
-        if len(waveform) < self._samples_per_frame:
+        elif isinstance(audio, str | Path) or hasattr(audio, "read"):
+            waveform = read_audio(audio, rate)
+            where = name_of(audio)
+        else:
+            raise ValueError(
+                f"{type(audio).__name__} {audio!r:.40}: not a recording; pass the path of a file, "
+                "a binary file or a NumPy array of samples"
+            )
+        if len(waveform) < self.samples_per_frame:
             raise ValueError(
                 f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
-                f"({self._samples_per_frame / rate:.2f} s); record more"
+                f"({self.samples_per_frame / rate:.2f} s); record more"
             )
-        words: list[Word] = []
-        for reading in self.readings(self.pieces([waveform])):
-            words += self.words(reading)
-        return Result(split_at_pauses(words))
+        return waveform
 
     def pieces(self, blocks: Iterable[Array]) -> Iterator[Piece]:
         """The speech in a recording at the model's rate that comes in `blocks` (N,)."""
         rate = self.info.features.sample_rate
-        return cut_in_pauses(blocks, rate, self.detector, self._samples_per_frame)
+        return cut_in_pauses(blocks, rate, self.detector, self.samples_per_frame)
 
     def readings(self, pieces: Iterable[Piece]) -> Iterator[Reading]:
         """What the network makes of each piece; those that overlap are joined."""
@@ -121,7 +149,7 @@ class Recognizer:
 
     def _join(self, left: Reading, piece: Piece, log_probs: Array) -> Reading:
         """`left` and the piece that goes on before its end, with log_probs (T', V) of its own."""
-        first = (piece.start - left.start) // self._samples_per_frame
+        first = (piece.start - left.start) // self.samples_per_frame
         shared = len(left.log_probs) - first
         cut = meeting_frame(left.log_probs[first:], log_probs[:shared])
         return Reading(
@@ -133,7 +161,7 @@ class Recognizer:
     def words(self, reading: Reading) -> list[Word]:
         """The words of a reading, in seconds from the beginning of its recording."""
         rate = self.info.features.sample_rate
-        seconds = self._samples_per_frame / rate
+        seconds = self.samples_per_frame / rate
         ids = self.decoder(reading.log_probs)
         found = read_words(reading.log_probs, ids, self.info.tokens, seconds)
         before = reading.start / rate
@@ -142,6 +170,11 @@ class Recognizer:
             for word in settle(found, reading.waveform, rate)
         ]
 
+    def spoken(self, readings: Iterable[Reading]) -> Iterator[Segment]:
+        """The segments in readings of one recording that are sure enough."""
+        words = (word for reading in readings for word in self.words(reading))
+        return (s for s in split_at_pauses(words) if s.confidence >= self.min_confidence)
+
     def decode(self, log_probs: Array) -> str:
         """The text of log_probs (T', V)."""
         return self.tokenizer.decode(self.decoder(log_probs))
@@ -149,7 +182,7 @@ class Recognizer:
     def waveform_log_probs(self, waveform: Array) -> Array:
         """log_probs (T', V) of a waveform (N,) at the model's rate, its silences included."""
         rate = self.info.features.sample_rate
-        pieces = cut_in_pauses([waveform], rate, None, self._samples_per_frame)
+        pieces = cut_in_pauses([waveform], rate, None, self.samples_per_frame)
         (reading,) = self.readings(pieces)
         return reading.log_probs
 
@@ -172,7 +205,8 @@ class Recognizer:
         return result
 
     @property
-    def _samples_per_frame(self) -> int:
+    def samples_per_frame(self) -> int:
+        """Samples at the model's rate that one frame of log_probs stands for."""
         return self.info.features.hop_length * self.info.subsampling_factor
 
     def _piece_log_probs(self, waveform: Array) -> Array:
@@ -199,13 +233,21 @@ def meeting_frame(left: Array, right: Array) -> int:
     return int(both_blank[np.abs(both_blank - middle).argmin()])
 
 
-def load(path: str | Path, threads: int = 0, beam: BeamConfig | None = None) -> Recognizer:
-    """Loads an `.onnx` export or a `.pt` checkpoint; `threads` 0 means all cores.
+def load(
+    path: str | Path | None = None, threads: int = 0, beam: BeamConfig | None = None,
+    min_confidence: float | None = None,
+) -> Recognizer:  # fmt: skip
+    """Loads an `.onnx` export or a `.pt` checkpoint, else the English model that ships.
 
-    With `beam` it decodes by beam search, else greedily. Raises ValueError, in one line, for a file
-    that is missing, damaged or of another kind.
+    `threads` 0 means all cores. With `beam` it decodes by beam search, else greedily; for
+    `min_confidence` see `asr.load`. Raises ValueError, in one line, for a file that is missing,
+    damaged or of another kind.
     """
-    recognizer = _load(Path(path), threads)
+    recognizer = _load(find_model(path), threads)
+    if min_confidence is not None:
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence {min_confidence} must lie in [0, 1]")
+        recognizer.min_confidence = min_confidence
     if beam is not None:
         from asr.runtime.language_model import load_decoder
 

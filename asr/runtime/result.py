@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from asr.runtime.words import Word
 
@@ -61,8 +60,13 @@ class Result:
         return self.text
 
 
-def split_at_pauses(words: Sequence[Word]) -> tuple[Segment, ...]:
+def split_at_pauses(words: Iterable[Word]) -> Iterator[Segment]:
     """The words in segments; a new one begins after a pause of `PAUSE` seconds or more."""
-    cuts = [n for n, (a, b) in enumerate(pairwise(words), 1) if b.start - a.end >= PAUSE]
-    bounds: Iterable[tuple[int, int]] = pairwise([0, *cuts, len(words)]) if words else ()
-    return tuple(Segment(tuple(words[a:b])) for a, b in bounds)
+    said: list[Word] = []
+    for word in words:
+        if said and word.start - said[-1].end >= PAUSE:
+            yield Segment(tuple(said))
+            said = []
+        said.append(word)
+    if said:
+        yield Segment(tuple(said))

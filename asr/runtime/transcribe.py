@@ -1,4 +1,4 @@
-"""The command transcribe.py, installed as asr-transcribe: audio files to text, on any computer.
+"""The command transcribe.py, installed as asr-transcribe: speech to text, on any computer.
 
 With an `.onnx` model it needs neither torch nor the rest of the training code.
 """
@@ -6,56 +6,46 @@ With an `.onnx` model it needs neither torch nor the rest of the training code.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from asr.runtime import formats
 from asr.runtime.audio import EXTENSIONS
-from asr.runtime.cli import Parser, describe, guarded
-from asr.runtime.files import write_atomically
+from asr.runtime.cli import Parser, Progress, describe, guarded, number
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
-from asr.runtime.recognizer import load
-
-SHIPPED = Path("experiments", "librispeech", "model_int8.onnx")
+from asr.runtime.output import Output
+from asr.runtime.recognizer import MIN_CONFIDENCE, Recognizer, load
+from asr.runtime.result import Result
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags of the command."""
+    """Flags of the command; `audio` has the files named with and without --audio_path."""
     parser = Parser(
         "Turns audio files into text, on any computer: an .onnx model needs no torch.",
         epilog="One file gives its text; several, or a folder, give lines PATH<TAB>TEXT. A file "
         "that cannot be read is named on stderr and the others go on; the exit code is then 2.",
     )
-    parser.add_argument(
-        "--audio_path", nargs="+", required=True, metavar="PATH",
-        help=f"audio files, or folders to search for {', '.join(EXTENSIONS)}",
-    )  # fmt: skip
-    parser.add_argument("--model_path", help=f".onnx or .pt model (default: {SHIPPED})")
-    parser.add_argument(
-        "--output_text", "--output_path", metavar="FILE",
-        help="file to write (default: standard output)",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=0, help="0 means all cores (default: 0)")
+    add = parser.add_argument
+    add("audio", nargs="*", metavar="AUDIO",
+        help=f"audio files, or folders to search for {', '.join(EXTENSIONS)}")  # fmt: skip
+    add("--audio_path", nargs="+", default=[], metavar="PATH", help="the same, by name")
+    add("--model_path", help=".onnx or .pt model (default: the English one that ships)")
+    add("--output_path", "--output_text", metavar="FILE",
+        help="file to write, or a folder for a file each (default: standard output)")  # fmt: skip
+    add("--output_format", choices=formats.SUFFIXES,
+        help="text; json: an object a line; srt, vtt: subtitles; tsv: segments in milliseconds; "
+        "words: with start, end and confidence (default: by the file's ending)")  # fmt: skip
+    add("--min_confidence", type=number, default=MIN_CONFIDENCE,
+        help="leave out segments of which a smaller share of the words is expected to be right; "
+        f"0 leaves in what is heard in noise and music (default: {MIN_CONFIDENCE})")  # fmt: skip
+    add("--threads", type=int, default=0, help="0 means all cores (default: 0)")
     add_beam_flags(parser)
-    return parser.parse_args(argv)
-
-
-def find_model(path: str | None) -> Path:
-    """The model named, or the one that ships: beside the package, else in the working directory.
-
-    An installed package has no experiments/ beside it; a checkout has, wherever it is run from.
-    """
-    if path is not None:
-        return Path(path)
-    folders = dict.fromkeys((Path(__file__).resolve().parents[2], Path.cwd()))
-    for folder in folders:
-        if (folder / SHIPPED).exists():
-            return folder / SHIPPED
-    raise ValueError(
-        f"no {SHIPPED} in {' or in '.join(map(str, folders))}; name a model with "
-        "--model_path MODEL.onnx, or run this in the repository's folder"
-    )
+    args = parser.parse_args(argv)
+    args.audio += args.audio_path
+    if not args.audio:
+        parser.error("no audio; name a file or a folder")
+    return args
 
 
 def find_audio(paths: Sequence[str]) -> list[Path]:
@@ -76,38 +66,36 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes, writes, and returns the exit code: 2 if some of several files failed."""
     if args.threads < 0:
         raise ValueError(f"--threads {args.threads}: name a number of threads, or 0 for all cores")
-    files = find_audio(args.audio_path)
-    several = len(files) > 1 or Path(args.audio_path[0]).is_dir()
-    if args.output_text and any(same_file(args.output_text, path) for path in files):
-        raise ValueError(f"{args.output_text}: is the audio itself; choose another --output_text")
-    if args.output_text and Path(args.output_text).is_dir():
-        raise ValueError(f"{args.output_text}: a folder; name a file in it with --output_text")
+    files = find_audio(args.audio)
+    several = len(files) > 1 or Path(args.audio[0]).is_dir()
+    form = args.output_format or formats.format_of(args.output_path)
     beam = beam_from_flags(args)
-    recognizer = load(find_model(args.model_path), threads=args.threads, beam=beam)
-    lines: list[str] = []
-    failed = 0
-    for path in files:
-        try:
-            text = recognizer.transcribe(path).text
-        except (ValueError, OSError) as error:
-            if not several:
-                raise
-            print(f"error: {describe(error)}", file=sys.stderr)
-            failed += 1
-            continue
-        lines.append(f"{path}\t{text}\n" if several else f"{text}\n")
-        if not args.output_text:
-            print(lines[-1], end="", flush=True)
-    if args.output_text and (lines or not failed):
-        write_atomically(args.output_text, "".join(lines))
+    with Output(args.output_path, form, several, files) as output:
+        recognizer = load(args.model_path, args.threads, beam, args.min_confidence)
+        failed = 0
+        for place, path in enumerate(files, 1):
+            try:
+                result = follow(recognizer, path, f"{place} of {len(files)}" if several else "")
+            except (ValueError, OSError) as error:
+                if not several:
+                    raise
+                print(f"error: {describe(error)}", file=sys.stderr)
+                failed += 1
+            else:
+                output.write(path, result)
     if failed:
         print(f"{failed} of {len(files)} files failed", file=sys.stderr)
     return 2 if failed else 0
 
 
-def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to one existing file."""
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+def follow(recognizer: Recognizer, path: Path, place: str) -> Result:
+    """A file's result; how far it is shows on a terminal."""
+    segments = []
+    with Progress(f"{place} {path.name}".strip()) as progress:
+        for segment in recognizer.stream(path):
+            segments.append(segment)
+            progress.show(f"{segment.end / 60:.1f} min")
+    return Result(tuple(segments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
