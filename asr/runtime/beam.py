@@ -88,8 +88,8 @@ class BeamSearch:
         self, tokens: Sequence[str], config: BeamConfig, scorer: WordScorer | None = None
     ) -> None:
         self.config = config
-        self._tokens = list(tokens)
         self._scorer = scorer
+        self._texts = [token.removeprefix(SPACE) for token in tokens]
         self._starts = np.array([token.startswith(SPACE) for token in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
@@ -98,16 +98,17 @@ class BeamSearch:
 
     def search(self, log_probs: npt.NDArray[np.floating]) -> list[Hypothesis]:
         """The hypotheses left after log_probs (T', V), best first; ValueError for damaged ones."""
-        if log_probs.ndim != 2 or log_probs.shape[1] != len(self._tokens):
+        if log_probs.ndim != 2 or log_probs.shape[1] != len(self._texts):
             raise ValueError(
-                f"log_probs are {log_probs.shape}; expected (frames, {len(self._tokens)})"
+                f"log_probs are {log_probs.shape}; expected (frames, {len(self._texts)})"
             )
         if not np.isfinite(log_probs.max(axis=1)).all():
             raise ValueError("log_probs hold NaN or frames without any token; check the model")
         beam = _Beam(_Prefix(None, 0, self._scorer.start() if self._scorer else None))
-        for frame in log_probs.astype(np.float64):
-            tokens = np.flatnonzero(frame >= frame.max() - self.config.token_threshold)
-            self._step(beam, frame, tokens[tokens > 0])
+        tried = log_probs >= log_probs.max(axis=1, keepdims=True) - self.config.token_threshold
+        tried[:, 0] = False  # the blank is no token
+        for frame, tokens in zip(log_probs.astype(np.float64), tried, strict=True):
+            self._step(beam, frame, np.flatnonzero(tokens))
         return self._finish(beam)
 
     def _step(self, beam: _Beam, frame: Floats, tokens: npt.NDArray[np.intp]) -> None:
@@ -128,10 +129,13 @@ class BeamSearch:
         token[child] = np.logaddexp(token[child], new[row, at])
         new[row, at] = -np.inf
 
-        scores = np.where(
-            self._starts[tokens], self._closed(beam, tokens)[:, None], beam.rank[:, None]
-        )
-        scores = np.concatenate([np.logaddexp(blank, token) + beam.rank, (new + scores).ravel()])
+        stay = np.logaddexp(blank, token) + beam.rank
+        starts = self._starts[tokens]
+        if self._scorer is not None and starts.any():
+            scores = new + np.where(starts, self._closed(beam)[:, None], beam.rank[:, None])
+        else:
+            scores = new + beam.rank[:, None]
+        scores = np.concatenate([stay, scores.ravel()])
         kept = self._best(scores)
         old, added = kept[kept < len(blank)], kept[kept >= len(blank)] - len(blank)
         row, at = np.divmod(added, len(tokens))
@@ -143,9 +147,8 @@ class BeamSearch:
             [beam.prefixes[i] for i in old.tolist()] + children,
             np.concatenate([blank[old], np.full(len(added), -np.inf)]),
             np.concatenate([token[old], new[row, at]]),
+            recombine=self._scorer is not None,
         )
-        if self._scorer is not None:
-            beam.recombine()
 
     def _best(self, scores: Floats) -> npt.NDArray[np.intp]:
         """Indices of the scores that stay, in order of the indices."""
@@ -156,18 +159,17 @@ class BeamSearch:
             kept = np.sort(kept[top[: self.config.beam_size]])
         return kept
 
-    def _closed(self, beam: _Beam, tokens: npt.NDArray[np.intp]) -> Floats:
+    def _closed(self, beam: _Beam) -> Floats:
         """Scores (n,) of the words of every hypothesis once its last word is closed."""
-        if self._scorer is None or not self._starts[tokens].any():
-            return beam.rank
-        return np.array([p.words + self._close(p)[0] for p in beam.prefixes])
+        return np.array([p.words + (p.closing or self._close(p))[0] for p in beam.prefixes])
 
     def _close(self, prefix: _Prefix) -> tuple[float, Any]:
         """What the unfinished last word adds when it ends, and the state then."""
-        if self._scorer is None or not prefix.word:
-            return 0.0, prefix.state
         if prefix.closing is None:
-            prefix.closing = self._scorer.score(prefix.state, prefix.word)
+            if self._scorer is None or not prefix.word:
+                prefix.closing = 0.0, prefix.state
+            else:
+                prefix.closing = self._scorer.score(prefix.state, prefix.word)
         return prefix.closing
 
     def _child(self, beam: _Beam, parent: _Prefix, token: int) -> _Prefix:
@@ -176,11 +178,11 @@ class BeamSearch:
         if child is None:
             child = beam.known[parent, token] = _Prefix(parent, token, parent.state)
             if self._scorer is not None:
-                text = self._tokens[token]
-                child.word, child.words = parent.word + text, parent.words
-                if text.startswith(SPACE):
+                if self._starts[token]:
                     score, child.state = self._close(parent)
-                    child.word, child.words = text[len(SPACE) :], parent.words + score
+                    child.word, child.words = self._texts[token], parent.words + score
+                else:
+                    child.word, child.words = parent.word + self._texts[token], parent.words
                 ahead = self._scorer.ahead(child.word) if child.word else 0.0
                 child.rank = child.words + ahead
                 child.future = hash((child.state, child.word, token))
@@ -240,29 +242,22 @@ class _Beam:
         self._limit = KEPT_PREFIXES
         self.replace([root], np.zeros(1), np.full(1, -np.inf))
 
-    def replace(self, prefixes: list[_Prefix], blank: Floats, token: Floats) -> None:
-        """Takes the hypotheses of the next frame."""
-        self.prefixes, self.blank, self.token = prefixes, blank, token
+    def replace(
+        self, prefixes: list[_Prefix], blank: Floats, token: Floats, recombine: bool = False
+    ) -> None:
+        """Takes the hypotheses of the next frame, of those with one future only the best."""
+        rank = np.array([p.rank for p in prefixes])
+        if recombine:
+            kept = unlike(prefixes, np.logaddexp(blank, token) + rank)
+            if len(kept) < len(prefixes):
+                prefixes = [prefixes[i] for i in kept]
+                blank, token, rank = blank[kept], token[kept], rank[kept]
+        self.prefixes, self.blank, self.token, self.rank = prefixes, blank, token, rank
         self.last = np.array([p.token for p in prefixes])
-        self.rank = np.array([p.rank for p in prefixes])
         place: dict[_Prefix | None, int] = {p: i for i, p in enumerate(prefixes)}
         self.parent = np.array([place.get(p.parent, -1) for p in prefixes])
         if len(self.known) > self._limit:
             self._forget()
-
-    def recombine(self) -> None:
-        """Drops each hypothesis whose future is that of a better one: it can hardly win any more.
-
-        Hardly, as the better one may end in a blank less surely. Without this a beam fills with
-        texts that differ in a word long past.
-        """
-        futures = np.array([p.future for p in self.prefixes])
-        order = np.argsort(-(np.logaddexp(self.blank, self.token) + self.rank), kind="stable")
-        _, first = np.unique(futures[order], return_index=True)
-        if len(first) < len(order):
-            kept = np.sort(order[first])
-            prefixes = [self.prefixes[i] for i in kept.tolist()]
-            self.replace(prefixes, self.blank[kept], self.token[kept])
 
     def _forget(self) -> None:
         """Lets go of all prefixes but the hypotheses and what they begin with."""
@@ -274,3 +269,15 @@ class _Beam:
                 at = at.parent
         self.known = kept
         self._limit = len(kept) + KEPT_PREFIXES
+
+
+def unlike(prefixes: list[_Prefix], scores: Floats) -> list[int]:
+    """Which to keep so that none has the future of a better one: it can hardly win any more.
+
+    Hardly, as the better one may end in a blank less surely. Without this a beam fills with texts
+    that differ in a word long past.
+    """
+    best: dict[int, int] = {}
+    for i in np.argsort(-scores, kind="stable").tolist():
+        best.setdefault(prefixes[i].future, i)
+    return sorted(best.values())

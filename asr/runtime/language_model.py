@@ -15,7 +15,7 @@ import numpy as np
 from asr.runtime.arpa import BEGIN, END, UNKNOWN, read_arpa
 from asr.runtime.beam import BeamConfig, BeamSearch
 from asr.runtime.cli import add_flags, from_flags
-from asr.runtime.ngrams import MAGIC, Ngrams, State, compile_model, load_ngrams
+from asr.runtime.ngrams import MAGIC, Floats, Ints, Ngrams, State, compile_model, load_ngrams
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -39,13 +39,12 @@ class WordModel:
         self._model = load_model(path)
         self._config = config
         self._scale = config.lm_weight * LN10
-        unigrams = self._model.unigrams()
-        folded = [word.lower() for word in self._model.words]
-        self._order = sorted(range(len(folded)), key=lambda i: (folded[i], -unigrams[i]))
-        self._folded = [folded[i] for i in self._order]
-        self._known = self._scale * unigrams[self._order] + config.word_bonus  # (V,)
         self._signs = {self._model.find(word) for word in (BEGIN, END, UNKNOWN)}
-        self._known[[number in self._signs for number in self._order]] = -np.inf
+        scores = self._scale * self._model.unigrams() + config.word_bonus  # (V,)
+        self._unknown = float(scores[self._model.unknown])
+        scores[list(self._signs)] = -np.inf
+        self._folded, order = fold(self._model.words, scores)
+        self._order, self._known = order.tolist(), scores[order]
         self._numbers: dict[str, int] = {}
         self._scores: dict[tuple[State, int], tuple[float, State]] = {}
         self._ahead: dict[str, float] = {}
@@ -73,21 +72,41 @@ class WordModel:
         """The best score of a word with that beginning, whatever came before it."""
         best = self._ahead.get(prefix)
         if best is None:
-            first = bisect_left(self._folded, prefix.lower())
-            last = bisect_left(self._folded, prefix.lower() + LAST, first)
-            best = float(self._known[first:last].max(initial=-np.inf))
-            best = best if best > -np.inf else self.score((), prefix)[0]
-            _remember(self._ahead, prefix, best)
+            best = _remember(self._ahead, prefix, self._best_word(prefix.lower()))
         return best
+
+    def _best_word(self, prefix: str) -> float:
+        """The best score in no context of the words with that beginning, or of an unknown word."""
+        first = bisect_left(self._folded, prefix)
+        if first < len(self._folded) and self._folded[first].startswith(prefix):
+            last = bisect_left(self._folded, prefix + LAST, first)
+            best = float(self._known[first:last].max())
+            if best > -np.inf:
+                return best
+        return self._unknown - self._config.unknown_penalty * len(prefix)
 
     def _number(self, word: str) -> int:
         """The model's word: as it is written, else the likeliest that differs in capitals only."""
         number = self._model.find(word)
-        if number < 0:
-            at = bisect_left(self._folded, word.lower())
-            if at < len(self._folded) and self._folded[at] == word.lower():
+        if number < 0 and self._folded is not self._model.words:
+            word = word.lower()
+            at = bisect_left(self._folded, word)
+            if at < len(self._folded) and self._folded[at] == word:
                 number = self._order[at]
         return self._model.unknown if number < 0 or number in self._signs else number
+
+
+def fold(words: list[str], scores: Floats) -> tuple[list[str], Ints]:
+    """Words in lower case by the alphabet, the likeliest first of those alike, and their places.
+
+    `words` are by the alphabet; they themselves where none has a capital.
+    """
+    text = "\n".join(words)
+    if text == text.lower():
+        return words, np.arange(len(words))
+    folded = [word.lower() for word in words]
+    order = sorted(range(len(folded)), key=lambda i: (folded[i], -scores[i]))
+    return [folded[i] for i in order], np.array(order)
 
 
 def _remember(table: dict[Key, Value], key: Key, value: Value) -> Value:
