@@ -113,11 +113,17 @@ def evaluate_data(
         "commit": commit(),
         "seed": seed,
         "batch_size": batch_size,
-        "decoding": asdict(beam) | {"lm": portable_path(beam.lm)} if beam else "greedy",
+        "decoding": describe_decoding(beam) if beam else "greedy",
         "definition": DEFINITION,
         "machine": describe_machine() | {"load_before": busy},
         "utterances": rows,
     }
+
+
+def describe_decoding(beam: BeamConfig) -> dict[str, Any]:
+    """The options of a search, paths as `portable_path` writes them."""
+    values = asdict(beam)
+    return values | {key: portable_path(values[key]) for key in ("lm", "hotwords", "grammar")}
 
 
 def made_by(entry: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asr.runtime.phrases import Grammar
 from asr.runtime.tokenizer import SPACE
 
 KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis needs are forgotten
@@ -39,6 +40,18 @@ class BeamConfig:
     unknown_penalty: float = field(
         default=1.0, metadata={"help": "taken off for every letter of an unknown word"}
     )
+    hotwords: str = field(
+        default="",
+        metadata={
+            "help": "phrases to prefer, or a file with one a line; a number is the bonus of each "
+            "word: 'raspberry pi, conformer:6'",
+            "metavar": "PHRASES",
+        },
+    )
+    grammar: str = field(
+        default="",
+        metadata={"help": "file of phrases, one a line: nothing else is heard", "metavar": "FILE"},
+    )
     token_threshold: float = field(
         default=8.0, metadata={"help": "tokens this far below a frame's best are not tried"}
     )
@@ -52,6 +65,8 @@ class BeamConfig:
         for name in ("lm_weight", "unknown_penalty", "token_threshold", "beam_threshold"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+        if self.grammar and (self.lm or self.hotwords):
+            raise ValueError("a grammar leaves nothing to prefer: use it without lm and hotwords")
 
 
 class WordScorer(Protocol):
@@ -81,20 +96,27 @@ class Hypothesis(NamedTuple):
 class BeamSearch:
     """Turns log_probs into token ids; `search` gives all the hypotheses that are left.
 
-    `tokens` are the model's, the blank first. Without a `scorer` the likeliest tokens win.
+    `tokens` are the model's, the blank first. Without a `scorer` the likeliest tokens win. A
+    `grammar` is one that also forbids tokens.
     """
 
     def __init__(
-        self, tokens: Sequence[str], config: BeamConfig, scorer: WordScorer | None = None
+        self,
+        tokens: Sequence[str],
+        config: BeamConfig,
+        scorer: WordScorer | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.config = config
-        self._scorer = scorer
+        self._scorer = grammar or scorer
+        self._grammar = grammar
         self._texts = [token.removeprefix(SPACE) for token in tokens]
         self._starts = np.array([token.startswith(SPACE) for token in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
-        """Token ids of the best hypothesis for log_probs (T', V)."""
-        return self.search(log_probs)[0].ids
+        """Token ids of the best hypothesis for log_probs (T', V); none if none is possible."""
+        best = self.search(log_probs)[0]
+        return best.ids if best.score > -np.inf else []
 
     def search(self, log_probs: npt.NDArray[np.floating]) -> list[Hypothesis]:
         """The hypotheses left after log_probs (T', V), best first; ValueError for damaged ones."""
@@ -121,6 +143,10 @@ class BeamSearch:
             return
         repeats = beam.last[:, None] == tokens  # a token needs a blank before it comes again
         new = np.where(repeats, beam.blank[:, None], total[:, None]) + frame[tokens]  # (n, C)
+
+        if self._grammar is not None:
+            allowed = [self._grammar.allowed(p.state, p.word)[tokens] for p in beam.prefixes]
+            new[~np.array(allowed)] = -np.inf
 
         column = np.full(len(frame), -1)
         column[tokens] = np.arange(len(tokens))

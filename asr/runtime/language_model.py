@@ -6,22 +6,24 @@ import argparse
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from asr.runtime.arpa import BEGIN, END, UNKNOWN, read_arpa
-from asr.runtime.beam import BeamConfig, BeamSearch
+from asr.runtime.beam import BeamConfig, BeamSearch, WordScorer
 from asr.runtime.cli import add_flags, from_flags
 from asr.runtime.ngrams import MAGIC, Floats, Ints, Ngrams, State, compile_model, load_ngrams
+from asr.runtime.phrases import Grammar, Hotwords, read_phrases
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 LN10 = math.log(10)  # models hold decimal logarithms
 THRESHOLDS = ("token_threshold", "beam_threshold")  # of the search; no command offers them
+WEIGHTS = ("lm_weight", "word_bonus", "unknown_penalty")  # of a language model
 REMEMBERED = 1 << 16  # scores of words in their states, and beginnings of words
 LAST = "\U0010ffff"  # the character after all others
 
@@ -135,23 +137,30 @@ def load_model(path: str | Path) -> Ngrams:
 
 
 def load_decoder(tokens: Sequence[str], config: BeamConfig) -> BeamSearch:
-    """A beam search over `tokens` with the language model that `config` names, if any."""
-    return BeamSearch(tokens, config, WordModel(config.lm, config) if config.lm else None)
+    """A beam search over `tokens` with what `config` names; ValueError for what cannot be read."""
+    if config.grammar:
+        if not Path(config.grammar).is_file():
+            raise ValueError(f"{config.grammar}: no such file of phrases")
+        everything = replace(config, token_threshold=math.inf, beam_threshold=math.inf)
+        return BeamSearch(
+            tokens, everything, grammar=Grammar(read_phrases(config.grammar, tokens), tokens)
+        )
+    scorer: WordScorer | None = WordModel(config.lm, config) if config.lm else None
+    if config.hotwords:
+        scorer = Hotwords(read_phrases(config.hotwords, tokens), scorer)
+    return BeamSearch(tokens, config, scorer)
 
 
 def add_beam_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that can search with a beam."""
-    group = parser.add_argument_group("beam search (with --lm or --beam_size; otherwise greedy)")
+    group = parser.add_argument_group("beam search (with one of these; otherwise greedy)")
     add_flags(group, BeamConfig, skip=THRESHOLDS)
 
 
 def beam_from_flags(args: argparse.Namespace) -> BeamConfig | None:
     """The search asked for, None for greedy decoding; ValueError for flags that lack `--lm`."""
-    if args.lm is None:
-        for f in fields(BeamConfig):
-            if f.name not in (*THRESHOLDS, "lm", "beam_size") and getattr(args, f.name) is not None:
-                raise ValueError(f"--{f.name} needs a language model: --lm FILE")
-        if args.beam_size is None:
-            return None
+    for name in WEIGHTS:
+        if args.lm is None and getattr(args, name) is not None:
+            raise ValueError(f"--{name} needs a language model: --lm FILE")
     config: BeamConfig = from_flags(BeamConfig, args)
-    return config
+    return None if config == BeamConfig() and args.beam_size is None else config
