@@ -6,11 +6,15 @@ import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asr.runtime.result import Result, Segment
 from asr.runtime.words import Word
+
+if TYPE_CHECKING:
+    from asr.runtime.live import Event
 
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv",
             "words": ".words"}  # fmt: skip
@@ -75,6 +79,19 @@ def segment_as_dict(segment: Segment) -> dict[str, Any]:
             for w in segment.words
         ],
     }  # fmt: skip
+
+
+def render_event(event: Event, form: str, terminal: bool) -> str:
+    """What is known of live speech: in JSON every event, else lines of final text.
+
+    On a terminal the last line is written over until it is final.
+    """
+    if form == "json":
+        return line({"final": event.final} | segment_as_dict(event.segment)) + "\n"
+    if not terminal:
+        return event.segment.text + "\n" if event.final else ""
+    again, text = "\r\033[K", event.segment.text
+    return f"{again}{text}\n" if event.final else again + text[1 - get_terminal_size().columns :]
 
 
 def line(entry: dict[str, Any]) -> str:

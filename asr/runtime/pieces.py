@@ -45,7 +45,7 @@ def cut_in_pauses(
     Without a `detector` all counts as speech without a pause. Where a piece overlaps the one
     before, their starts lie a multiple of `unit` samples apart.
     """
-    cutter = _Cutter(sample_rate, unit)
+    cutter = Cutter(sample_rate, unit)
     for chunk, mask in _judge(blocks, sample_rate, detector):
         cutter.add(chunk, mask)
         while piece := cutter.take(final=False):
@@ -93,7 +93,7 @@ def _equal_chunks(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
         yield np.concatenate(waiting)
 
 
-class _Cutter:
+class Cutter:
     """What is held of a recording, from the end of the last piece on."""
 
     def __init__(self, sample_rate: int, unit: int) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, overload
+from typing import IO, TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from asr.runtime.shipped import find_model
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.vad import Detector, find_speech
 from asr.runtime.words import Word, read_words
+
+if TYPE_CHECKING:
+    from asr.runtime.live import Event
 
 Array = npt.NDArray[np.float32]
 Audio = str | Path | IO[bytes] | npt.NDArray[Any]  # a recording
@@ -106,6 +109,18 @@ class Recognizer:
     def stream(self, audio: Audio, sample_rate: int = 16000) -> Iterator[Segment]:
         """The segments of a recording, taken as by `transcribe`, each as soon as it is known."""
         return self.spoken(self.readings(self.pieces([self._waveform(audio, sample_rate)])))
+
+    def listen(self, chunks: Iterable[npt.ArrayLike], sample_rate: int = 16000) -> Iterator[Event]:
+        """What is said in a recording that is being made: see `asr.runtime.live.Event`.
+
+        It comes in chunks (N,) of any length, floats in [-1, 1] or integers, at `sample_rate` Hz.
+        """
+        from asr.runtime.live import Listener
+
+        listener = Listener(self, sample_rate)
+        for chunk in chunks:
+            yield from listener.feed(chunk)
+        yield from listener.finish()
 
     def _waveform(self, audio: Audio, sample_rate: int) -> Array:
         """A recording as (N,) samples at the model's rate."""

@@ -6,13 +6,16 @@ With an `.onnx` model it needs neither torch nor the rest of the training code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from asr.runtime import formats
 from asr.runtime.audio import EXTENSIONS
+from asr.runtime.capture import from_microphone, from_stream, until_interrupted
 from asr.runtime.cli import Parser, Progress, describe, guarded, number
+from asr.runtime.files import check_writable
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.output import Output
 from asr.runtime.recognizer import MIN_CONFIDENCE, Recognizer, load
@@ -30,6 +33,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("audio", nargs="*", metavar="AUDIO",
         help=f"audio files, or folders to search for {', '.join(EXTENSIONS)}")  # fmt: skip
     add("--audio_path", nargs="+", default=[], metavar="PATH", help="the same, by name")
+    add("--microphone", action="store_true",
+        help="listen: text while somebody speaks, final at a pause; needs sounddevice")  # fmt: skip
+    add("--stdin", action="store_true",
+        help="the same for raw 16-bit samples, mono, on standard input")  # fmt: skip
+    add("--sample_rate", type=int, help="of --stdin, Hz (default: 16000)")
     add("--model_path", help=".onnx or .pt model (default: the English one that ships)")
     add("--output_path", "--output_text", metavar="FILE",
         help="file to write, or a folder for a file each (default: standard output)")  # fmt: skip
@@ -43,8 +51,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_beam_flags(parser)
     args = parser.parse_args(argv)
     args.audio += args.audio_path
-    if not args.audio:
-        parser.error("no audio; name a file or a folder")
+    if bool(args.audio) + args.microphone + args.stdin != 1:
+        parser.error("name audio files or folders, or --microphone, or --stdin")
+    if args.sample_rate is not None and not args.stdin:
+        parser.error("--sample_rate is that of --stdin; a file brings its own")
     return args
 
 
@@ -66,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes, writes, and returns the exit code: 2 if some of several files failed."""
     if args.threads < 0:
         raise ValueError(f"--threads {args.threads}: name a number of threads, or 0 for all cores")
+    if args.microphone or args.stdin:
+        return run_live(args)
     files = find_audio(args.audio)
     several = len(files) > 1 or Path(args.audio[0]).is_dir()
     form = args.output_format or formats.format_of(args.output_path)
@@ -86,6 +98,26 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(files)} files failed", file=sys.stderr)
     return 2 if failed else 0
+
+
+def run_live(args: argparse.Namespace) -> int:
+    """Writes what is said as it is said, until the end of the sound or Ctrl-C."""
+    form = args.output_format or formats.format_of(args.output_path)
+    if form not in ("text", "json"):
+        raise ValueError(f"--output_format {form}: what is being said is written as text or json")
+    if args.output_path:
+        check_writable(args.output_path)
+    recognizer = load(args.model_path, args.threads, beam_from_flags(args), args.min_confidence)
+    rate = args.sample_rate or recognizer.info.features.sample_rate
+    chunks = from_stream(sys.stdin.buffer, rate) if args.stdin else from_microphone(rate)
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout
+        if args.output_path:
+            out = stack.enter_context(open(args.output_path, "w", encoding="utf-8"))
+        for event in recognizer.listen(until_interrupted(chunks), rate):
+            out.write(formats.render_event(event, form, out.isatty()))
+            out.flush()
+    return 0
 
 
 def follow(recognizer: Recognizer, path: Path, place: str) -> Result:
