@@ -23,7 +23,7 @@ from asr.runtime.files import write_atomically
 
 Data = str | Path | Sequence[str | Path]  # where data is, in one place or several
 SUFFIXES = (".json", ".jsonl")
-APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"})
+LETTERS = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u0130": "i"})
 
 
 class ManifestError(ValueError):
@@ -55,8 +55,8 @@ class Splits:
 
 
 def normalise(text: str) -> str:
-    """Lower case, NFKC, straight apostrophes, single spaces."""
-    text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES)).lower()
+    """Lower case, NFKC, straight apostrophes, single spaces; of the Turkish dotted I an i."""
+    text = unicodedata.normalize("NFKC", text).translate(LETTERS).lower()
     return " ".join(text.split())
 
 

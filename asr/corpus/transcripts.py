@@ -8,12 +8,14 @@ line.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from asr.corpus.manifest import SUFFIXES, find_sources, normalise, read_manifest, scan_librispeech
 
+KEPT = "'\u200c\u200d"  # apostrophes; joiners, which Persian and Indian words are spelled with
 EXAMPLES = 20  # overlaps that are named, of each kind
 
 
@@ -40,9 +42,27 @@ def read_lines(path: str | Path) -> list[Line]:
 def words_of(text: str) -> list[str]:
     """The words of a normalised text: what stands between spaces and punctuation.
 
-    Apostrophes belong to words; digits stay, although a model of letters can never write them.
+    Apostrophes belong to words, and so do vowel signs and other marks that combine with letters;
+    digits stay, although a model of letters can never write them.
     """
-    return re.sub(r"[^\w\s']|_", " ", text).split()
+    return text.translate(_IN_WORDS).split()
+
+
+class _InWords(dict[int, str]):
+    """What becomes of each character in a word, for str.translate; filled as characters come."""
+
+    def __missing__(self, code: int) -> str:
+        character, category = chr(code), unicodedata.category(chr(code))
+        if character.isalnum() or category.startswith("M") or character in KEPT:
+            self[code] = character
+        elif category == "Cf" and character != "\u200b":  # a mark that nobody sees or hears
+            self[code] = ""
+        else:
+            self[code] = " "
+        return self[code]
+
+
+_IN_WORDS = _InWords()
 
 
 def without(lines: Iterable[Line], others: Iterable[Line]) -> list[Line]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.tokenizer import SPACE
+from asr.runtime.tokenizer import SPACE, name_character
 
 if TYPE_CHECKING:
     from asr.runtime.beam import WordScorer
@@ -164,5 +164,5 @@ def _written(word: str, letters: set[str], where: str) -> str:
     for form in (word, word.lower(), word.upper()):
         if set(form) <= letters:
             return form
-    unknown = ", ".join(ascii(c) for c in sorted(set(word.lower()) - letters))
+    unknown = ", ".join(map(name_character, sorted(set(word.lower()) - letters)))
     raise ValueError(f"{where}{word!r}: the model cannot write {unknown}; spell it otherwise")

@@ -6,12 +6,20 @@ needs only the list, so a device needs neither torch nor sentencepiece.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 BLANK = "<blk>"
 SPACE = "▁"
 ENGLISH = "abcdefghijklmnopqrstuvwxyz'"
+
+
+def name_character(character: str) -> str:
+    """A character in quotes, or its code if it cannot be seen or not alone."""
+    if character.isprintable() and not unicodedata.category(character).startswith(("M", "Z", "C")):
+        return repr(character)
+    return f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip()
 
 
 class Tokenizer:
@@ -58,6 +66,7 @@ class Tokenizer:
                 model_type="bpe",
                 vocab_size=vocab_size,
                 character_coverage=1.0,
+                normalization_rule_name="identity",  # texts are; the usual one parts Persian words
                 unk_id=0,  # id 0 becomes our blank: CTC has no unknown symbol
                 bos_id=-1,
                 eos_id=-1,
@@ -102,6 +111,6 @@ class Tokenizer:
     @staticmethod
     def _complaint(text: str, unknown: set[str]) -> str:
         return (
-            f"characters outside the alphabet: {' '.join(repr(c) for c in sorted(unknown))} "
+            f"characters outside the alphabet: {' '.join(map(name_character, sorted(unknown)))} "
             f"in {text[:60]!r}; normalise the text or choose another --alphabet"
         )
