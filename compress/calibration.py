@@ -168,7 +168,7 @@ def output_gradients(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    outputs: list[tuple[str, Tensor]] = []
     frames = 0
     with frozen(model), record_outputs(model, names, outputs):
         for features, length in progress(utterances(calibration), "gradients"):
@@ -176,8 +176,8 @@ def output_gradients(
             log_probs = model(x).log_probs[0]  # (T', V)
             drawn = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(device)
             likelihood = log_probs.gather(1, drawn).sum()
-            gradients = torch.autograd.grad(likelihood, list(outputs.values()))
-            for name, gradient in zip(outputs, gradients, strict=True):
+            gradients = torch.autograd.grad(likelihood, [output for _, output in outputs])
+            for (name, _), gradient in zip(outputs, gradients, strict=True):
                 g = gradient.flatten(0, -2)
                 g = g @ maps[name] if name in maps else g
                 part = g.square().sum(0) if diagonal else g.t() @ g
@@ -201,13 +201,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def record_outputs(
-    model: nn.Module, names: Iterable[str], outputs: dict[str, Tensor]
+    model: nn.Module, names: Iterable[str], outputs: list[tuple[str, Tensor]]
 ) -> Iterator[None]:
-    """Inside, `outputs` takes what the named modules give, ready for gradients."""
+    """Inside, `outputs` takes what the named modules give at each call, ready for gradients."""
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: object, output: Tensor) -> None:
-            outputs[name] = output.requires_grad_()
+            outputs.append((name, output.requires_grad_()))
 
         return keep
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from asr import __version__
 from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
-from asr.network.model import ConformerCTC, ConvModule
-from asr.network.onnx_graph import build_graph, stored_bytes
+from asr.network.model import ConformerCTC, ConvModule, MaskedBatchNorm, Turns
+from asr.network.onnx_graph import build_graph, stored_bytes, tensors_of
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
 from asr.runtime.config import config_to_dict
 from asr.runtime.decoding import greedy_decode
@@ -114,7 +114,8 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
 def prepare(model: ConformerCTC) -> ConformerCTC:
     """A copy for export: BatchNorm folded, packed layers in onnxruntime's operators.
 
-    A packed layer is any module with a method `onnx_layer()`: see `asr.network.onnx_layers`.
+    A packed layer is any module with a method `onnx_layer()`: see `asr.network.onnx_layers`. Of a
+    shared block there is one view for each depth; the views have their tensors in common.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False).float()
     for name, module in list(model.named_modules()):
@@ -123,20 +124,33 @@ def prepare(model: ConformerCTC) -> ConformerCTC:
     for module in model.modules():
         if isinstance(module, ConvModule):
             fold_batch_norm(module)
+    model.blocks = nn.ModuleList(view(block, turn) for block, turn in model.depths())
     return model
+
+
+def view(block: nn.Module, turn: int) -> nn.Module:
+    """A shared block as it runs in that turn, with the same tensors; another block itself."""
+    if not any(isinstance(module, Turns) for module in block.modules()):
+        return block
+    seen = copy.deepcopy(block, {id(x): x for x in tensors_of(block).values()})
+    for name, module in list(seen.named_modules()):
+        if isinstance(module, Turns):
+            seen.set_submodule(name, module[turn])
+    return seen
 
 
 def fold_batch_norm(module: ConvModule) -> None:
     """Multiplies BatchNorm's scale and shift into the depthwise convolution before it."""
     conv, norm = module.depthwise, module.batch_norm
-    if type(conv) is not nn.Conv1d or conv.bias is None:
-        return  # a compressed convolution keeps its own weights
+    if type(conv) is not nn.Conv1d or conv.bias is None or isinstance(norm, Turns):
+        return  # a compressed convolution keeps its own weights, a shared one serves several norms
+    assert isinstance(norm, MaskedBatchNorm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     conv.weight.data *= scale[:, None, None]
     conv.bias.data = (conv.bias - norm.running_mean) * scale + norm.bias
-    module.batch_norm = _NoNorm()  # type: ignore[assignment]
+    module.batch_norm = _NoNorm()
 
 
 class _NoNorm(nn.Module):

@@ -3,7 +3,8 @@
 Conformer: Gulati et al. 2020 (arXiv 2005.08100). Relative positions: Dai et al. 2019. Intermediate
 CTC: Lee & Watanabe 2021; self-conditioning: Nozaki & Komatsu 2021. Everything that multiplies is an
 nn.Linear (pointwise convolutions too), so that every compression method reaches it; modules keep
-their own widths, so that a pruned module is built from smaller arguments.
+their own widths, so that a pruned module is built from smaller arguments. A shared block (ALBERT:
+Lan et al. 2020) is stored once and runs at several depths; each of these is one of its turns.
 
 Axes: B batch, T frames, D d_model, H heads, V vocabulary.
 """
@@ -11,6 +12,7 @@ Axes: B batch, T frames, D d_model, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -62,6 +64,25 @@ class LockedDropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class Turns(nn.ModuleList):
+    """One module for each turn of a shared block."""
+
+
+def repeated(module: Callable[[], nn.Module], turns: int) -> nn.Module:
+    """The module, or one for each of several turns."""
+    return module() if turns == 1 else Turns(module() for _ in range(turns))
+
+
+def of_turn(module: nn.Module, turn: int) -> nn.Module:
+    """The module of that turn; one that serves all turns itself."""
+    return module[turn] if isinstance(module, Turns) else module
+
+
+def several(turns: int, name: str = "norms") -> dict[str, int]:
+    """The argument of a module with one norm for each turn; none for a single one."""
+    return {name: turns} if turns > 1 else {}
 
 
 class ConvSubsampling(nn.Module):
@@ -120,13 +141,14 @@ class RelPositionAttention(nn.Module):
     """Self-attention with relative positions (Transformer-XL), untied biases u and v.
 
     `n_heads` of width `d_head`; n_heads * d_head may be smaller than d_model (pruned heads).
+    `norms`: how many LayerNorms, one for each turn.
     """
 
-    def __init__(self, d_model: int, n_heads: int, d_head: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, d_head: int, norms: int = 1) -> None:
         super().__init__()
-        self.args = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head}
+        self.args = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head, **several(norms)}
         inner = n_heads * d_head
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = repeated(lambda: nn.LayerNorm(d_model), norms)
         self.query = nn.Linear(d_model, inner)
         self.key = nn.Linear(d_model, inner)
         self.value = nn.Linear(d_model, inner)
@@ -135,9 +157,11 @@ class RelPositionAttention(nn.Module):
         self.bias_u = nn.Parameter(torch.zeros(n_heads, 1, d_head))
         self.bias_v = nn.Parameter(torch.zeros(n_heads, 1, d_head))
 
-    def forward(self, x: Tensor, positions: Tensor, padding_bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, padding_bias: Tensor | None, turn: int = 0
+    ) -> Tensor:
         """x (B, T, D), positions (2T - 1, D), padding_bias (B, 1, 1, T), -inf at padding."""
-        x = self.norm(x)
+        x = of_turn(self.norm, turn)(x)
         query, key, value = (
             self.heads(linear(x)) for linear in (self.query, self.key, self.value)
         )  # (B, H, T, d_head)
@@ -179,18 +203,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, Linear to `hidden`, SiLU, Linear back."""
+    """LayerNorm (as many as `norms`, one a turn), Linear to `hidden`, SiLU, Linear back."""
 
-    def __init__(self, d_model: int, hidden: int, dropout: float) -> None:
+    def __init__(self, d_model: int, hidden: int, dropout: float, norms: int = 1) -> None:
         super().__init__()
-        self.args = {"d_model": d_model, "hidden": hidden, "dropout": dropout}
-        self.norm = nn.LayerNorm(d_model)
+        self.args = {"d_model": d_model, "hidden": hidden, "dropout": dropout, **several(norms)}
+        self.norm = repeated(lambda: nn.LayerNorm(d_model), norms)
         self.up = nn.Linear(d_model, hidden)
         self.down = nn.Linear(hidden, d_model)
         self.dropout = LockedDropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        return self.down(self.dropout(F.silu(self.up(self.norm(x)))))
+    def forward(self, x: Tensor, turn: int = 0) -> Tensor:  # (B, T, D)
+        return self.down(self.dropout(F.silu(self.up(of_turn(self.norm, turn)(x)))))
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -232,50 +256,63 @@ def convolve_frames(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 class ConvModule(nn.Module):
-    """Pointwise Linear with GLU, depthwise convolution, BatchNorm, SiLU, pointwise Linear."""
+    """Pointwise Linear with GLU, depthwise convolution, BatchNorm, SiLU, pointwise Linear.
 
-    def __init__(self, d_model: int, channels: int, kernel_size: int) -> None:
+    `norms`: how many LayerNorms, one for each turn; `batch_norms` likewise.
+    """
+
+    def __init__(
+        self, d_model: int, channels: int, kernel_size: int, norms: int = 1, batch_norms: int = 1
+    ) -> None:
         super().__init__()
-        self.args = {"d_model": d_model, "channels": channels, "kernel_size": kernel_size}
-        self.norm = nn.LayerNorm(d_model)
+        self.args = {
+            "d_model": d_model, "channels": channels, "kernel_size": kernel_size,
+            **several(norms), **several(batch_norms, "batch_norms"),
+        }  # fmt: skip
+        self.norm = repeated(lambda: nn.LayerNorm(d_model), norms)
         self.up = nn.Linear(d_model, 2 * channels)
         self.depthwise = nn.Conv1d(
             channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
         )
-        self.batch_norm = MaskedBatchNorm(channels)
+        self.batch_norm = repeated(lambda: MaskedBatchNorm(channels), batch_norms)
         self.down = nn.Linear(channels, d_model)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, turn: int = 0) -> Tensor:
         """x (B, T, D), mask (B, T) true at valid frames: padding must not leak into neighbours."""
-        x = F.glu(self.up(self.norm(x)), dim=2)  # (B, T, C)
+        x = F.glu(self.up(of_turn(self.norm, turn)(x)), dim=2)  # (B, T, C)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(2), 0)
         with no_cpu_autocast():
             x = convolve_frames(self.depthwise, cpu_float(x))
-        return self.down(F.silu(self.batch_norm(x, mask)))
+        return self.down(F.silu(of_turn(self.batch_norm, turn)(x, mask)))
 
 
 class ConformerBlock(nn.Module):
-    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm."""
+    """Half-step feed-forward, self-attention, convolution, half-step feed-forward, LayerNorm.
 
-    def __init__(self, config: ModelConfig) -> None:
+    A block of several `turns` has statistics of its own (BatchNorm) for each, since what it hears
+    differs from depth to depth, and with config.own_norms LayerNorms too.
+    """
+
+    def __init__(self, config: ModelConfig, turns: int = 1) -> None:
         super().__init__()
-        d = config.d_model
-        self.ff1 = FeedForward(d, d * config.ff_expansion, config.dropout)
-        self.attn = RelPositionAttention(d, config.n_heads, d // config.n_heads)
-        self.conv = ConvModule(d, d, config.conv_kernel_size)
-        self.ff2 = FeedForward(d, d * config.ff_expansion, config.dropout)
-        self.norm = nn.LayerNorm(d)
+        d, norms = config.d_model, turns if config.own_norms else 1
+        self.ff1 = FeedForward(d, d * config.ff_expansion, config.dropout, norms)
+        self.attn = RelPositionAttention(d, config.n_heads, d // config.n_heads, norms)
+        self.conv = ConvModule(d, d, config.conv_kernel_size, norms, batch_norms=turns)
+        self.ff2 = FeedForward(d, d * config.ff_expansion, config.dropout, norms)
+        self.norm = repeated(lambda: nn.LayerNorm(d), norms)
         self.dropout = LockedDropout(config.dropout)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, padding_bias: Tensor | None
-    ) -> Tensor:
-        x = x + 0.5 * self.dropout(self.ff1(x))
-        x = x + self.dropout(self.attn(x, positions, padding_bias))
-        x = x + self.dropout(self.conv(x, mask))
-        x = x + 0.5 * self.dropout(self.ff2(x))
-        return self.norm(x)
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, padding_bias: Tensor | None,
+        turn: int = 0,
+    ) -> Tensor:  # fmt: skip
+        x = x + 0.5 * self.dropout(self.ff1(x, turn))
+        x = x + self.dropout(self.attn(x, positions, padding_bias, turn))
+        x = x + self.dropout(self.conv(x, mask, turn))
+        x = x + 0.5 * self.dropout(self.ff2(x, turn))
+        return of_turn(self.norm, turn)(x)
 
 
 class ConformerCTC(nn.Module):
@@ -290,7 +327,11 @@ class ConformerCTC(nn.Module):
             separable=config.subsampling == "dw_striding",
         )  # fmt: skip
         self.dropout = LockedDropout(config.dropout)
-        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.n_layers))
+        stored = config.share_layers or config.n_layers
+        self.blocks = nn.ModuleList(
+            ConformerBlock(config, turns=len(range(i, config.n_layers, stored)))
+            for i in range(stored)
+        )
         self.head = nn.Linear(config.d_model, config.vocab_size)
         if config.self_conditioned:
             self.conditioning = nn.Linear(config.vocab_size, config.d_model)
@@ -309,8 +350,8 @@ class ConformerCTC(nn.Module):
             padding_bias = torch.zeros_like(mask, dtype=torch.float32)
             padding_bias = padding_bias.masked_fill(~mask, -math.inf)[:, None, None]
         intermediate = []
-        for number, block in enumerate(self.blocks, 1):
-            x = block(x, positions, mask, padding_bias)
+        for number, (block, turn) in enumerate(self.depths(), 1):
+            x = block(x, positions, mask, padding_bias, turn)
             if number in self.config.intermediate_layers and (
                 self.training or self.config.self_conditioned
             ):
@@ -320,6 +361,12 @@ class ConformerCTC(nn.Module):
                 if self.config.self_conditioned:
                     x = x + self.conditioning(log_probs.exp())
         return Output(F.log_softmax(self.head(x).float(), dim=2), lengths, intermediate)
+
+    def depths(self) -> Iterator[tuple[nn.Module, int]]:
+        """The blocks in the order in which they run, each with the number of its turn."""
+        stored = len(self.blocks)
+        for depth in range(self.config.n_layers):
+            yield self.blocks[depth % stored], depth // stored
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -93,6 +93,11 @@ def stand_ins(model: ConformerCTC) -> list[onnx_ir.Function]:
     for i, block in enumerate(model.blocks):
         groups[signature(block)].append(i)
     functions: list[onnx_ir.Function] = []
+    parameters: dict[int, nn.Parameter] = {}  # by what they hold: blocks may share tensors
+
+    def once(x: Tensor) -> nn.Parameter:
+        return parameters.setdefault(id(x), nn.Parameter(x, requires_grad=False))
+
     for numbers in groups.values():
         if len(numbers) < ENOUGH_BLOCKS:
             continue
@@ -101,7 +106,7 @@ def stand_ins(model: ConformerCTC) -> list[onnx_ir.Function]:
         name = f"Block{len(functions)}"
         functions.append(trace_block(first, name, model.config.d_model))
         for i in numbers:
-            model.blocks[i] = _Call(name, tensors_of(model.blocks[i]))
+            model.blocks[i] = _Call(name, [once(x) for x in tensors_of(model.blocks[i]).values()])
     return functions
 
 
@@ -126,14 +131,14 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 class _Call(nn.Module):
     """In place of a block: the function `name`, given the block's tensors."""
 
-    def __init__(self, name: str, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, name: str, tensors: list[nn.Parameter]) -> None:
         super().__init__()
         self.name = name
-        self.tensors = nn.ParameterList(
-            nn.Parameter(x, requires_grad=False) for x in tensors.values()
-        )
+        self.tensors = nn.ParameterList(tensors)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor, padding_bias: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor, padding_bias: Tensor, turn: int
+    ) -> Tensor:
         return onnx_ops.symbolic(
             f"asr::{self.name}", (x, mask, padding_bias, *self.tensors),
             dtype=torch.float32, shape=x.shape, version=1,

@@ -73,6 +73,8 @@ class ModelConfig:
     dropout: float = 0.1
     intermediate_layers: tuple[int, ...] = ()  # CTC heads after these blocks, counted from 1
     self_conditioned: bool = False  # feed the intermediate posteriors back into the encoder
+    share_layers: int = 0  # so many blocks stored, used in turn at every depth; 0: one for each
+    own_norms: bool = False  # of shared blocks: LayerNorms for each depth
 
     def __post_init__(self) -> None:
         if isinstance(self.intermediate_layers, list):
@@ -98,6 +100,12 @@ class ModelConfig:
             raise ValueError(
                 f"intermediate_layers {self.intermediate_layers} must lie in 1..{self.n_layers - 1}"
             )
+        if not 0 <= self.share_layers <= self.n_layers:
+            raise ValueError(
+                f"share_layers {self.share_layers} must lie in 0..n_layers ({self.n_layers})"
+            )
+        if self.own_norms and not self.share_layers:
+            raise ValueError("own_norms is for shared blocks: give share_layers as well")
         if self.self_conditioned and not self.intermediate_layers:
             raise ValueError("self_conditioned needs intermediate_layers")
         if not 0 <= self.dropout < 1:

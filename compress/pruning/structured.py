@@ -77,9 +77,12 @@ def groups(module: nn.Module) -> list[Group]:
         cuts += [Cut("out.weight", 1, width=d)]
         return [Group("heads", args["n_heads"], 1, lambda n: args | {"n_heads": n}, cuts)]
     if type(module) is ConvModule:
-        norm = ("weight", "bias", "running_mean", "running_var")
+        turns = range(args.get("batch_norms", 1))
+        norms = [f"batch_norm.{t}" for t in turns] if len(turns) > 1 else ["batch_norm"]
+        parts = ("weight", "bias", "running_mean", "running_var")
         cuts = [*_rows("up", repeats=2), *_rows("depthwise")]
-        cuts += [*(Cut(f"batch_norm.{name}", 0) for name in norm), Cut("down.weight", 1)]
+        cuts += [Cut(f"{norm}.{part}", 0) for norm in norms for part in parts]
+        cuts += [Cut("down.weight", 1)]
         return [Group("convolution", args["channels"], 8, lambda n: args | {"channels": n}, cuts)]
     if type(module) is ConvSubsampling:
         return [_stage(module, stage) for stage in range(len(args["channels"]))]
@@ -171,19 +174,23 @@ def taylor_importance(
              for t, n in zip(b.targets, b.target_lengths, strict=True)]  # fmt: skip
     speech = utterances(calibration)
     pairs = short(list(zip(speech, texts, strict=True)), speech)
-    inputs: dict[str, Tensor] = {}
-    with frozen(model), record_inputs(model, keys, inputs.__setitem__):
+    inputs: list[tuple[str, Tensor]] = []  # several of a layer of a shared block
+    with frozen(model), record_inputs(model, keys, lambda *pair: inputs.append(pair)):
         for (features, length), (target, n) in core.progress(pairs, "importance"):
             x = features[:length].unsqueeze(0).requires_grad_()
             log_probs = model(x).log_probs.transpose(0, 1)
             sizes = torch.tensor([len(log_probs)]), torch.tensor([n])
             loss = F.ctc_loss(log_probs, target[None, :n], *sizes, zero_infinity=True)
-            gradients = torch.autograd.grad(loss, list(inputs.values()))
-            for (name, read), gradient in zip(inputs.items(), gradients, strict=True):
-                group = found[keys[name]]
+            gradients = torch.autograd.grad(loss, [read for _, read in inputs])
+            factors: dict[Key, Tensor] = {}
+            for (name, read), gradient in zip(inputs, gradients, strict=True):
+                key = keys[name]
                 features_last = isinstance(model.get_submodule(name), nn.Linear)
-                cut = group.cuts[-1]._replace(dim=-1 if features_last else 1)
-                scores[keys[name]] += _by_unit(group, cut, read.detach() * gradient).square()
+                cut = found[key].cuts[-1]._replace(dim=-1 if features_last else 1)
+                part = _by_unit(found[key], cut, read.detach() * gradient)
+                factors[key] = factors[key] + part if key in factors else part
+            for key, factor in factors.items():
+                scores[key] += factor.square()
             inputs.clear()
     return scores
 

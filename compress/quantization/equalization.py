@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from asr.network.model import ConvModule, FeedForward, RelPositionAttention
+from asr.network.model import ConvModule, FeedForward, RelPositionAttention, Turns
 from compress.core import progress
 from compress.quantization import rounding
 
@@ -41,7 +41,7 @@ def equalize(
         readers = [f"{name}.{child}" for child in READERS[type(module)]]
         if not all(reader in grams for reader in readers):
             continue
-        norm = cast(nn.LayerNorm, module.norm)
+        norm = cast(nn.LayerNorm | Turns, module.norm)
         linears = {reader: cast(nn.Linear, model.get_submodule(reader)) for reader in readers}
         gram = grams[readers[0]]
         power = gram.diagonal().clamp(min=1e-8)
@@ -55,8 +55,9 @@ def equalize(
             )
             if error < best:
                 best, factors = error, s
-        norm.weight.div_(factors)
-        norm.bias.div_(factors)
+        for one in norm if isinstance(norm, Turns) else [norm]:
+            cast(nn.LayerNorm, one).weight.div_(factors)
+            cast(nn.LayerNorm, one).bias.div_(factors)
         for reader, linear in linears.items():
             linear.weight.mul_(factors)
             grams[reader] = gram / torch.outer(factors, factors)
