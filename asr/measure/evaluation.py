@@ -32,13 +32,13 @@ from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Data, Utterance, find_sources, places, read_source
 from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
 from asr.measure.timing import DEFINITION, measure
-from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, guarded
-from asr.runtime.features import log_mel
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
-from asr.runtime.recognizer import Array, Recognizer, load
+from asr.runtime.pieces import Piece
+from asr.runtime.recognizer import Reading, Recognizer, load
+from asr.runtime.result import Result
 
 Row = dict[str, Any]  # an utterance in a result
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
@@ -140,34 +140,29 @@ def transcribe_all(
 ) -> list[str]:
     """The texts in the order of the utterances, computed in batches of like length.
 
-    Recordings that `Recognizer.transcribe` treats in its own way (long, silent, too short) go
-    through it alone, so that the texts are the same.
+    Recordings in several pieces go through `Recognizer.transcribe` alone, so that the texts are the
+    same.
     """
     from tqdm import tqdm
 
-    rate = recognizer.info.features.sample_rate
-    frame = recognizer.info.features.hop_length * recognizer.info.subsampling_factor
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
     texts = [""] * len(utterances)
     with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
         for at in range(0, len(order), batch_size):
             group = order[at : at + batch_size]
-            together: list[int] = []
-            features: list[Array] = []
+            together: list[tuple[int, Piece]] = []
             for i in group:
                 path = utterances[i].audio_filepath
-                waveform = read_audio(path, rate)
-                pieces = list(recognizer.pieces([waveform]))
-                if frame <= len(waveform) and len(pieces) == 1:
-                    together.append(i)
-                    features.append(log_mel(pieces[0].waveform, recognizer.info.features))
-                else:
-                    try:
-                        texts[i] = recognizer.transcribe(waveform, rate).text
-                    except ValueError as error:
-                        raise ValueError(f"{path}: {error}") from None
-            for i, log_probs in zip(together, recognizer.log_probs(features), strict=True):
-                texts[i] = recognizer.decode(log_probs)
+                pieces = list(recognizer.pieces(recognizer.blocks(path)))
+                if len(pieces) == 1:
+                    together.append((i, pieces[0]))
+                elif pieces:
+                    texts[i] = recognizer.transcribe(path).text
+            features = [recognizer.features(piece.waveform) for _, piece in together]
+            outputs = recognizer.log_probs(features)
+            for (i, piece), log_probs in zip(together, outputs, strict=True):
+                reading = Reading(piece.start, piece.waveform, log_probs)
+                texts[i] = Result(tuple(recognizer.spoken([reading]))).text
             bar.update(len(group))
     return texts
 

@@ -9,58 +9,37 @@ where, and what to do.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import stat
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
-from asr.runtime.containers import find_problem
+from asr.runtime.containers import Part, find_parts
+from asr.runtime.level import without_strays
+from asr.runtime.sources import AudioError, ffmpeg_frames, opened, shown, wants_ffmpeg
 
 SAMPLE_RATE = 16000
-EXTENSIONS = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+EXTENSIONS = (".flac", ".wav", ".opus", ".ogg", ".oga", ".mp3")
 
 MIN_RATE, MAX_RATE = 4000, 768_000  # Hz; outside, a header is taken for damaged
 MAX_CHANNELS = 8  # of an array; more look like a batch of waveforms
-BLOCK = 1 << 22  # frames read at once: longer files are read piece by piece to save memory
+BLOCK = 1 << 20  # frames read at once
+CANCELLED = 0.25  # of the power that a mean of unlike channels has: they cancel each other
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least this for a FLAC without a length
 AGAIN = "copy or download it again, or re-encode what is there"
 
 Waveform = npt.NDArray[np.float32]
+Source = str | os.PathLike[str] | BinaryIO  # a path, "-" for standard input, or an open file
 
 
-class AudioError(ValueError):
-    """Audio that cannot be used; the message is one line for the user."""
-
-
-class _HeldFile(io.BytesIO):
-    """What an open file holds; as text it is the file's name."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._name = name_of(file)
-        contents = file.read()
-        if not isinstance(contents, bytes):
-            raise AudioError(f"{self._name}: opened as text; open it with mode 'rb'")
-        super().__init__(contents)
-
-    def __str__(self) -> str:
-        return self._name
-
-
-def name_of(source: Any) -> str:
-    """A path or the name of an open file, for a message."""
-    if isinstance(source, str | Path):
-        return str(source)
-    return str(getattr(source, "name", "the open file"))
-
-
-def read_audio(source: str | Path | IO[bytes], sample_rate: int = SAMPLE_RATE) -> Waveform:
+def read_audio(source: Source, sample_rate: int = SAMPLE_RATE) -> Waveform:
     """Read a WAV, FLAC, Ogg (Opus, Vorbis) or MP3 file as mono at `sample_rate` Hz.
 
     An open binary file is read from where it is to its end; it need not seek.
@@ -68,26 +47,48 @@ def read_audio(source: str | Path | IO[bytes], sample_rate: int = SAMPLE_RATE) -
     Returns `(N,)` float32 in [-1, 1]. Raises AudioError for a file that is missing, empty, without
     samples, truncated or not audio, and for NaN or infinite samples.
     """
-    path = source if isinstance(source, str | Path) else _HeldFile(source)
-    check_file(path)
-    with _open(path) as file:
-        known = 0 < file.frames <= BLOCK
-        try:
-            pieces = [file.read(dtype="float32")] if known else _read_pieces(file, sample_rate)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise AudioError(_damaged(path, error)) from None
-        if known:
-            _check_count(file, len(pieces[0]))
-        rate = file.samplerate if known else sample_rate
-    waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, "f4")])
-    if not waveform.size:
-        raise AudioError(f"{path}: holds no samples; record or export it again")
-    return _finish(waveform, rate, sample_rate, str(path))
+    blocks = list(read_blocks(source, sample_rate))
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return np.ascontiguousarray(limit_peak(waveform), dtype=np.float32)
+
+
+def read_blocks(
+    source: Source, sample_rate: int = SAMPLE_RATE, channel: int | None = None,
+    incomplete: Callable[[str], None] | None = None,
+) -> Iterator[Waveform]:  # fmt: skip
+    """A recording of any length, mono `(n,)` float32 at `sample_rate` Hz, a minute or so at once.
+
+    `source` is a path, "-" for standard input, or an open binary file. `channel` counts from 0;
+    without it the channels are averaged, but the loudest is taken where they cancel each other.
+    `incomplete` is called with a line about a file that holds less than its container says, and
+    what is there is read; without it that is an AudioError like those of `read_audio`.
+    """
+    _check_rate(sample_rate, shown(source))
+    total = 0
+    for rate, frames in _streams(source, incomplete or _refuse):
+        done, resample = 0, None
+        if rate != sample_rate:
+            resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+        for samples in frames:
+            mono = _to_mono(samples, channel, shown(source))
+            _check_finite(mono, shown(source), done)
+            done += len(mono)
+            mono = without_strays(mono)
+            block = resample.resample_chunk(mono) if resample else mono
+            if len(block):
+                yield block
+            total += len(block)
+        if resample and len(block := resample.resample_chunk(np.zeros(0, np.float32), last=True)):
+            yield block
+            total += len(block)
+    if not total:
+        raise AudioError(f"{shown(source)}: holds no samples; record or export it again")
 
 
 def check_waveform(
-    waveform: npt.ArrayLike, sample_rate: int = SAMPLE_RATE, target_rate: int = SAMPLE_RATE
-) -> Waveform:
+    waveform: npt.ArrayLike, sample_rate: int = SAMPLE_RATE, target_rate: int = SAMPLE_RATE,
+    channel: int | None = None,
+) -> Waveform:  # fmt: skip
     """Bring an array of samples at `sample_rate` Hz to what `read_audio` returns.
 
     Floats are taken as [-1, 1], integers by their full range (int64 as 16 bit if its values fit,
@@ -104,7 +105,7 @@ def check_waveform(
         samples = samples.T if samples.shape[0] < samples.shape[1] else samples
         if samples.shape[1] > MAX_CHANNELS:
             raise AudioError(f"{where}: more than {MAX_CHANNELS} channels; pass one waveform each")
-    return _finish(_to_float(samples, where), sample_rate, target_rate, where)
+    return _finish(_to_float(samples, where), sample_rate, target_rate, where, channel)
 
 
 def audio_duration(path: str | Path) -> float:
@@ -112,12 +113,14 @@ def audio_duration(path: str | Path) -> float:
 
     Damage inside the compressed samples is only found by `read_audio`.
     """
-    check_file(path)
-    with _open(path) as file:
-        frames, rate = int(file.frames), int(file.samplerate)
-    if frames == 0:
-        raise AudioError(f"{path}: holds no samples; record or export it again")
-    return frames / rate
+    seconds = 0.0
+    with opened(path) as file:
+        for part in _parts(file, path, _refuse):
+            with _open(part, path) as sound:
+                seconds += sound.frames / sound.samplerate
+    if not seconds:
+        raise AudioError(f"{shown(path)}: holds no samples; record or export it again")
+    return seconds
 
 
 def limit_peak(waveform: Waveform) -> Waveform:
@@ -126,91 +129,107 @@ def limit_peak(waveform: Waveform) -> Waveform:
     return waveform / np.float32(peak) if peak > 1 else waveform
 
 
-def check_file(path: str | Path | _HeldFile) -> None:
-    """Raise AudioError if `path` is missing, empty or, by its container, truncated."""
-    if isinstance(path, _HeldFile):
-        size = path.getbuffer().nbytes
-        problem = find_problem(path, size, str(path)) if size else "holds nothing"
-        path.seek(0)
-        if problem:
-            raise AudioError(f"{path}: {problem}; {AGAIN}")
-        return
-    try:
-        with open(path, "rb", buffering=0) as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise AudioError(f"{path}: not a regular file; save the audio to a file first")
-            if info.st_size == 0:
-                raise AudioError(f"{path}: the file is empty; record or download it again")
-            problem = find_problem(file, info.st_size, os.fspath(path))
-    except FileNotFoundError:
-        raise AudioError(f"{path}: no such audio file; check the path") from None
-    except IsADirectoryError:
-        raise AudioError(f"{path}: a folder, not an audio file; name a file in it") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, AudioError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise AudioError(f"{path}: cannot be read ({reason}); check the file") from None
-    if problem:
-        raise AudioError(f"{path}: {problem}; {AGAIN}")
+def _refuse(problem: str) -> None:
+    raise AudioError(f"{problem}; {AGAIN}")
 
 
-def _open(path: str | Path | _HeldFile) -> Any:
+def _streams(
+    source: Source, incomplete: Callable[[str], None]
+) -> Iterator[tuple[int, Iterator[npt.NDArray[np.float32]]]]:
+    """Sample rate and blocks of samples (n, channels) of each of a file's parts."""
+    with opened(source) as file:
+        head = file.read(12)
+        if wants_ffmpeg(source, head):
+            blocks = ffmpeg_frames(source, BLOCK)  # type: ignore[arg-type]
+            for rate, block in blocks:
+                yield rate, (samples for samples in (block, *(b for _, b in blocks)))
+            return
+        for part in _parts(file, source, incomplete):
+            with _open(part, source) as sound:
+                _check_header(sound, shown(source), incomplete)
+                yield sound.samplerate, _decode(sound, shown(source), incomplete)
+
+
+def _parts(file: BinaryIO, source: Source, incomplete: Callable[[str], None]) -> Iterator[Any]:
+    """What soundfile opens for each of a file's parts."""
+    name = shown(source)
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise AudioError(f"{name}: the file is empty; record or download it again")
+    spans, problem = find_parts(file, size, name)
+    if problem and spans:
+        incomplete(f"{name}: {problem}")
+    elif problem:
+        _refuse(f"{name}: {problem}")
+    for span in spans:
+        file.seek(0)
+        whole = (span.start, span.stop, span.patches) == (0, size, ())
+        yield file if whole else Part(file, span)
+
+
+def _open(part: Any, source: Source) -> Any:
     """An open SoundFile whose header makes sense."""
+    name = shown(source)
     try:
-        file = soundfile.SoundFile(path if isinstance(path, _HeldFile) else os.fspath(path))
+        sound = soundfile.SoundFile(part)
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
-        raise AudioError(_damaged(path, error)) from None
-    if file.frames > UNKNOWN_FRAMES:
-        file.close()
-        raise AudioError(f"{path}: the header gives no length (written to a pipe); encode it again")
-    if MIN_RATE <= file.samplerate <= MAX_RATE:
-        return file
-    file.close()
-    raise AudioError(
-        f"{path}: a sample rate of {file.samplerate} Hz is not one of speech; convert the file"
-    )
+        raise AudioError(_damaged(name, error)) from None
+    if sound.frames > UNKNOWN_FRAMES:
+        sound.close()
+        raise AudioError(f"{name}: the header gives no length (written to a pipe); encode it again")
+    try:
+        _check_rate(sound.samplerate, name)
+    except AudioError:
+        sound.close()
+        raise
+    return sound
 
 
-def _read_pieces(file: Any, sample_rate: int) -> list[Waveform]:
-    """A long file, or one of unknown length, down-mixed and resampled piece by piece."""
-    resample = None
-    if file.samplerate != sample_rate:
-        resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
-    pieces: list[Waveform] = []
+def _check_header(sound: Any, name: str, incomplete: Callable[[str], None]) -> None:
+    """libsndfile notes where a header counts more bytes than there are, and goes on."""
+    for claimed, there in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
+        if int(claimed) > int(there) and sound.format not in ("WAV", "WAVEX", "RF64", "MP3", "OGG"):
+            incomplete(f"{name}: truncated ({there} of {claimed} bytes)")
+            return
+
+
+def _decode(
+    sound: Any, name: str, incomplete: Callable[[str], None]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks of samples (n, channels). MP3 without a Xing header has only a guess of a length."""
     done = 0
     while True:
-        block = file.buffer_read(BLOCK, dtype="float32")
-        samples = np.frombuffer(block, dtype=np.float32).reshape(-1, file.channels)
-        last = len(samples) < BLOCK
-        done += len(samples)
-        piece = _to_mono(samples)
-        if len(piece):
-            _check_finite(piece, file.name)
-        pieces.append(resample.resample_chunk(piece, last=last) if resample else piece)
-        if last:
+        try:
+            samples = sound.read(BLOCK, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            if not done:
+                raise AudioError(_damaged(name, error)) from None
+            incomplete(_damaged(name, error))
+            return
+        if not len(samples):
             break
-    _check_count(file, done)
-    return pieces
+        done += len(samples)
+        yield samples
+    if done < sound.frames and sound.format != "MP3":
+        incomplete(f"{name}: truncated ({done} of {sound.frames} samples)")
 
 
-def _check_count(file: Any, count: int) -> None:
-    """MP3 is exempt: without a Xing header (checked before) its length is only estimated."""
-    if count < file.frames and file.format != "MP3":
-        raise AudioError(f"{file.name}: truncated ({count} of {file.frames} samples); {AGAIN}")
-
-
-def _finish(samples: npt.NDArray[Any], rate: int, target_rate: int, where: str) -> Waveform:
-    """Check, down-mix, resample and limit `(N,)` or `(N, channels)` float32 samples."""
-    if not MIN_RATE <= rate <= MAX_RATE or not MIN_RATE <= target_rate <= MAX_RATE:
-        wrong = target_rate if MIN_RATE <= rate <= MAX_RATE else rate
+def _check_rate(rate: int, where: str) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(
-            f"{where}: a sample rate of {wrong} Hz is not usable ({MIN_RATE} to {MAX_RATE} are)"
+            f"{where}: a sample rate of {rate} Hz is not usable ({MIN_RATE} to {MAX_RATE} are)"
         )
-    waveform = _to_mono(samples)
+
+
+def _finish(
+    samples: npt.NDArray[Any], rate: int, target_rate: int, where: str, channel: int | None
+) -> Waveform:
+    """Check, down-mix, resample and limit `(N,)` or `(N, channels)` float32 samples."""
+    _check_rate(rate, where)
+    _check_rate(target_rate, where)
+    waveform = _to_mono(samples, channel, where)
     if _check_finite(waveform, where) > 1:
-        waveform = limit_peak(waveform)
+        waveform = limit_peak(without_strays(waveform))
     if rate != target_rate:
         waveform = soxr.resample(waveform, rate, target_rate, quality="HQ")
         if not waveform.size:
@@ -219,10 +238,22 @@ def _finish(samples: npt.NDArray[Any], rate: int, target_rate: int, where: str) 
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
-def _to_mono(samples: npt.NDArray[Any]) -> Waveform:
+def _to_mono(samples: npt.NDArray[Any], channel: int | None = None, where: str = "") -> Waveform:
+    """One channel of (N, channels), their mean, or the loudest where the mean is near nothing."""
     if samples.ndim == 1:
         return samples
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    count = samples.shape[1]
+    if channel is not None:
+        if channel >= count:
+            raise AudioError(f"{where}: has no channel {channel + 1}, only {count}; name another")
+        return np.ascontiguousarray(samples[:, channel])
+    if count == 1:
+        return samples[:, 0]
+    mean: Waveform = samples.mean(axis=1, dtype=np.float32)
+    powers = np.einsum("ij,ij->j", samples, samples)  # (channels,)
+    if float(mean @ mean) < CANCELLED * float(powers.mean()) / count:
+        return np.ascontiguousarray(samples[:, int(powers.argmax())])
+    return mean
 
 
 def _to_float(samples: npt.NDArray[Any], where: str) -> Waveform:
@@ -245,22 +276,22 @@ def _peak(samples: Waveform) -> float:
     return max(float(samples.max()), -float(samples.min()))
 
 
-def _check_finite(waveform: Waveform, where: str) -> float:
+def _check_finite(waveform: Waveform, where: str, before: int = 0) -> float:
     peak = _peak(waveform)
     if math.isfinite(peak):
         return peak
     bad = ~np.isfinite(waveform)
     raise AudioError(
         f"{where}: {int(bad.sum())} samples are NaN or infinite, the first at sample "
-        f"{int(bad.argmax())}; export the audio again"
+        f"{before + int(bad.argmax())}; export the audio again"
     )
 
 
-def _damaged(path: str | Path | _HeldFile, error: Exception) -> str:
+def _damaged(name: str, error: Exception) -> str:
     detail = getattr(error, "error_string", "").strip().rstrip(".") or "unknown format"
     if "possibly a pipe" in detail:  # libsndfile says this of any MP3 it cannot decode
         detail = "no decodable stream"
     return (
-        f"{path}: not audio, or damaged ({detail}); expected WAV, FLAC, Ogg (Opus, Vorbis) or MP3, "
+        f"{name}: not audio, or damaged ({detail}); expected WAV, FLAC, Ogg (Opus, Vorbis) or MP3, "
         "so convert it, for example with ffmpeg -i IN OUT.wav"
     )

@@ -1,17 +1,23 @@
-"""Is an audio file whole? A look at the container, a few kilobytes, before anything is decoded.
+"""What an audio file holds and whether it is whole, seen from its container before decoding.
 
-libsndfile reads truncated WAV, Ogg and MP3 files without complaint and returns what is there, and
-its MP3 decoder writes to stderr about files that are no MP3. Damaged FLAC it finds by itself.
+libsndfile reads one stream a file, stops where the header says, and says nothing of the rest: a
+recording that goes on behind a joined MP3's first part, in a chained Ogg's next stream or behind
+the size in a WAV's header would be lost unnoticed. `find_parts` finds them all; a `Part` shows
+libsndfile one of them as a file of its own, its header mended.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 UNKNOWN_SIZE = 0x7FFF0000  # programs that write WAV to a pipe put sizes like these in the header
-OGG_PAGE = 65307  # bytes at most
+SCAN = 1 << 20  # bytes that are looked through at once
 ID3V1 = 128  # a tag at the end, which some count and others cut off
+FLAC_START = b"fLaC\0\0\0\x22"  # with the header of STREAMINFO
 
 MP3_KBITS = {  # layer III, by MPEG version 1 or 2
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -20,81 +26,227 @@ MP3_KBITS = {  # layer III, by MPEG version 1 or 2
 MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
-def find_problem(file: BinaryIO, size: int, name: str) -> str:
-    """What is wrong with an open file of `size` bytes, such as "truncated (...)"; or "".
+@dataclass(frozen=True)
+class Span:
+    """Where a part of a file lies, and what of its header is to be read in another way."""
 
-    Formats unknown here are left to libsndfile.
+    start: int
+    stop: int
+    patches: tuple[tuple[int, bytes], ...] = field(default=())  # (place in the file, bytes)
+
+
+class Part(io.RawIOBase):
+    """A part of an open file, as a file; closing it leaves the file open."""
+
+    def __init__(self, file: BinaryIO, span: Span) -> None:
+        self._file, self._span, self._at = file, span, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = (0, self._at, self._span.stop - self._span.start)[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        place = self._span.start + self._at
+        count = max(0, min(len(buffer), self._span.stop - place))
+        self._file.seek(place)
+        data = bytearray(self._file.read(count))
+        for at, patch in self._span.patches:
+            for i, value in enumerate(patch, at - place):
+                if 0 <= i < len(data):
+                    data[i] = value
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def find_parts(file: BinaryIO, size: int, name: str) -> tuple[list[Span], str]:
+    """The recordings in an open file of `size` bytes, and what is wrong, "truncated (...)", or "".
+
+    No parts: there is nothing to read. Formats unknown here are one part.
     """
-    head = file.read(12)
+    start = _skip_tags(file, 0)
+    head = _read(file, start, 12)
     if head[:4] == b"OggS":
-        file.seek(max(0, size - OGG_PAGE))
-        return _ogg_problem(file.read())
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return _wav_problem(file, size)
+        return _ogg_parts(file, start, size)
+    if head[:4] == b"fLaC":
+        return _signed_parts(file, start, size, FLAC_START), ""
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return _wav_parts(file, start, size)
+    if head[:4] == b".snd" and len(head) == 12:
+        offset, length = struct.unpack(">II", head[4:])
+        less = length < size - start - offset
+        return [Span(start, size, ((start + 8, b"\xff" * 4),) if less else ())], ""
     sync = len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
-    if sync or head[:3] == b"ID3" or name.lower().endswith(".mp3"):
-        return _mp3_problem(file, head, size)
-    return ""
+    if sync or (start and not head[:4].isalnum()) or name.lower().endswith(".mp3"):
+        return _mp3_parts(file, start, size)
+    return [Span(start, size)], ""
 
 
-def _ogg_problem(tail: bytes) -> str:
-    """The last page must be whole and marked as the end of its stream (RFC 3533, section 6)."""
-    start = tail.rfind(b"OggS")
-    page = tail[start:] if start >= 0 else b""
-    segments = page[26] if len(page) > 26 else 0
-    size = 27 + segments + sum(page[27 : 27 + segments])
-    if len(page) < 27 + segments or len(page) < size:
-        return "truncated (the last Ogg page is cut)"
-    return "" if page[5] & 4 else "truncated (the Ogg stream has no end)"
+def _read(file: BinaryIO, place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count)
 
 
-def _wav_problem(file: BinaryIO, size: int) -> str:
-    """The `data` chunk must lie inside the file, unless its size is a placeholder."""
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8))
-        position += 8
-        if name == b"data":
-            if length >= UNKNOWN_SIZE or position + length <= size:
-                return ""
-            return f"truncated ({size - position} of {length} bytes of samples)"
-        position += length + length % 2
-    return "truncated (no samples after the header)"
+def _skip_tags(file: BinaryIO, place: int) -> int:
+    """The place behind the ID3v2 tags at `place`."""
+    while True:
+        head = _read(file, place, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            return place
+        high, middle, low, last = (byte & 127 for byte in head[6:10])  # seven bits each
+        place += 10 + (high << 21 | middle << 14 | low << 7 | last) + 10 * (head[5] >> 4 & 1)
 
 
-def _mp3_problem(file: BinaryIO, head: bytes, size: int) -> str:
+def _find_all(file: BinaryIO, signature: bytes, start: int, size: int) -> Iterator[int]:
+    """Every place of `signature` from `start` on."""
+    place = start
+    while place < size:
+        data = _read(file, place, SCAN + len(signature) - 1)
+        at = data.find(signature)
+        while at >= 0:
+            yield place + at
+            at = data.find(signature, at + 1)
+        place += SCAN
+
+
+def _signed_parts(file: BinaryIO, start: int, size: int, signature: bytes) -> list[Span]:
+    """One part from each place of a signature to the next."""
+    places = list(_find_all(file, signature, start + 1, size))
+    return [Span(a, b) for a, b in zip([start, *places], [*places, size], strict=True)]
+
+
+# ---- Ogg (RFC 3533) ---------------------------------------------------------------------------
+
+
+def _ogg_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
+    """One part a chained stream; each must end with a whole page that is marked as its end."""
+    starts, ended, place, behind = [start], False, start, False
+    problem = ""
+    while (page := _read(file, place, 27 + 255))[:4] == b"OggS" and len(page) > 26:
+        first, last = bool(page[5] & 2), bool(page[5] & 4)
+        if first and behind:  # a stream begins, and not beside others that just began
+            problem = problem or ("" if ended else "truncated (an Ogg stream in it has no end)")
+            starts.append(place)
+        behind, ended = not first or last, last
+        segments = page[26]
+        length = 27 + segments + sum(page[27 : 27 + segments])
+        if len(page) < 27 + segments or place + length > size:
+            problem = "truncated (the last Ogg page is cut)"
+            break
+        place += length
+    else:
+        if place < size and (lost := next(_find_all(file, b"OggS\0", place + 1, size), 0)):
+            problem = f"damaged ({lost - place} bytes at byte {place} are no Ogg)"
+        elif not ended:
+            problem = problem or "truncated (the Ogg stream has no end)"
+    return [Span(a, b) for a, b in zip(starts, [*starts[1:], size], strict=True)], problem
+
+
+# ---- WAV --------------------------------------------------------------------------------------
+
+
+def _wav_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
+    """The `data` chunk must lie inside the file, unless its size is a placeholder.
+
+    What lies behind it and is no chunk are samples too: the program that wrote them did not come to
+    mend the header. Another WAV behind is a part of its own.
+    """
+    place, data, wide = start + 12, 0, 0
+    while place + 8 <= size:
+        name, length = struct.unpack("<4sI", _read(file, place, 8))
+        if name == b"RIFF" and data:
+            rest, problem = _wav_parts(file, place, size)
+            return [Span(start, place), *rest], problem
+        if name == b"ds64":
+            wide = place + 16  # where the size of the samples is, in 64 bits
+        if name == b"data" and not data:
+            data, there = place + 8, size - place - 8
+            if wide and length == 0xFFFFFFFF:
+                (length,) = struct.unpack("<Q", _read(file, wide, 8))
+            elif length >= UNKNOWN_SIZE:
+                return [Span(start, size)], ""
+            if length > there:
+                problem = f"truncated ({there} of {length} bytes of samples)"
+                return [Span(start, size)] if there else [], problem
+        elif data and not (name.isascii() and name.decode("ascii").isprintable()):
+            field_at = wide or data - 4
+            patch = struct.pack("<Q" if wide else "<I", size - data)
+            return [Span(start, size, ((field_at, patch),))], ""
+        place += 8 + length + length % 2
+    return ([Span(start, size)], "") if data else ([], "truncated (no samples after the header)")
+
+
+# ---- MP3 --------------------------------------------------------------------------------------
+
+
+def _mp3_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
     """Two frames must follow one another; a Xing or Info header says how many bytes there are.
 
-    Without that header (rare) libsndfile guesses the length from the first bit rate.
+    Without that header (rare) libsndfile guesses the length from the first bit rate. Behind what
+    either says, another part may begin, with tags of its own.
     """
-    start = 0
-    if head[:3] == b"ID3" and len(head) >= 10:
-        high, middle, low, last = head[6:10]  # seven bits each
-        start = 10 + (high << 21 | middle << 14 | low << 7 | last)
-    file.seek(start)
-    data = file.read(1 << 16)
-    frame = _first_mp3_frame(data, size - start)
-    if frame < 0:
-        return "not audio (no MP3 frames)"
-    at = max(data.find(b"Xing", frame, frame + 64), data.find(b"Info", frame, frame + 64))
-    if at < 0 or len(data) < at + 16:
-        return _bare_mp3_problem(data[frame:] + file.read())
-    flags = struct.unpack(">I", data[at + 4 : at + 8])[0]
-    field = at + (12 if flags & 1 else 8)
-    length = struct.unpack(">I", data[field : field + 4])[0] if flags & 2 else 0
-    there = size - start - frame
-    return "" if there + ID3V1 >= length else f"truncated ({there} of {length} bytes)"
+    parts: list[Span] = []
+    while True:
+        data = _read(file, start, 1 << 16)
+        frame = _first_mp3_frame(data, size - start)
+        if frame < 0:
+            return parts, "" if parts else "not audio (no MP3 frames)"
+        begin = start + frame
+        at = max(data.find(b"Xing", frame, frame + 64), data.find(b"Info", frame, frame + 64))
+        if at < 0 or len(data) < at + 16:
+            stop, problem = _bare_mp3_end(file, begin, size)
+        else:
+            flags = struct.unpack(">I", data[at + 4 : at + 8])[0]
+            where = at + (12 if flags & 1 else 8)
+            length = struct.unpack(">I", data[where : where + 4])[0] if flags & 2 else 0
+            there = size - begin
+            cut = there + ID3V1 < length
+            problem = f"truncated ({there} of {length} bytes)" if cut else ""
+            stop = min(size, begin + length) if length else size
+        behind = _next_mp3(file, stop, size)
+        parts.append(Span(begin, size if behind is None else stop))
+        if problem or behind is None:
+            return parts, problem
+        start = behind
 
 
-def _bare_mp3_problem(data: bytes) -> str:
-    """Frames without a Xing header must have one bit rate, and the last one must be whole."""
-    position, first = 0, data[2] >> 4
-    while length := _mp3_frame_length(data[position : position + 4]):
-        if data[position + 2] >> 4 != first:
-            return "MP3 of variable bit rate without a length (Xing header)"
-        position += length
-    return "truncated (the last MP3 frame is cut)" if position > len(data) else ""
+def _next_mp3(file: BinaryIO, stop: int, size: int) -> int | None:
+    """Where another part begins behind `stop`, two frames within a kilobyte behind tags; or None.
+
+    Some count a tag at the end into a part, and some headers count their own frame twice.
+    """
+    start = _skip_tags(file, stop)
+    if start + ID3V1 >= size:
+        return None
+    data = _read(file, start, 1 << 14)
+    frame = _first_mp3_frame(data[:4096], min(size - start, 4097))
+    return start if 0 <= frame <= 1024 else None
+
+
+def _bare_mp3_end(file: BinaryIO, begin: int, size: int) -> tuple[int, str]:
+    """Where frames without a Xing header end; they must have one bit rate, and be whole."""
+    place, first = begin, -1
+    at, data = 0, b""
+    while True:
+        if len(data) < at + 4:
+            at, data = 0, _read(file, place, SCAN)
+        header = data[at : at + 4]
+        length = _mp3_frame_length(header)
+        if not length:
+            return place, ""
+        first = header[2] >> 4 if first < 0 else first
+        if header[2] >> 4 != first:
+            return place, "MP3 of variable bit rate without a length (Xing header)"
+        place, at = place + length, at + length
+        if place > size:
+            return size, "truncated (the last MP3 frame is cut)"
 
 
 def _first_mp3_frame(data: bytes, size: int) -> int:

@@ -8,23 +8,27 @@ does not grow with the recording.
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.audio import check_waveform, name_of, read_audio
+from asr.runtime.audio import Source, check_waveform, read_blocks
 from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
+from asr.runtime.level import settle_level
 from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
 from asr.runtime.result import Result, Segment, split_at_pauses
 from asr.runtime.shipped import find_model
+from asr.runtime.sources import AudioWarning, shown
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.vad import Detector, find_speech
 from asr.runtime.words import Word, read_words
@@ -33,12 +37,13 @@ if TYPE_CHECKING:
     from asr.runtime.live import Event
 
 Array = npt.NDArray[np.float32]
-Audio = str | Path | IO[bytes] | npt.NDArray[Any]  # a recording
+Audio = Source | npt.NDArray[Any]  # a recording
 
 METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
 METADATA_VERSION = 1
 MIN_CONFIDENCE = 0.2  # of a segment; what is heard in music and noise is less sure
-SILENCE = 2.0**-11  # a recording whose peak stays below this (-66 dBFS) holds no speech
+SILENCE = 2.0**-14  # what stays below this (-84 dBFS), two steps of 16 bits, holds no speech
+LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an end
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,23 @@ class Reading:
     start: int  # the place of its first sample in the recording
     waveform: Array  # (N,)
     log_probs: Array  # (T', V)
+
+    def until(self, frame: int, unit: int) -> Reading:
+        """Its first frames, of `unit` samples each."""
+        return Reading(self.start, self.waveform[: frame * unit], self.log_probs[:frame])
+
+    def after(self, frame: int, unit: int) -> Reading:
+        """What is left of it behind its first frames."""
+        place = self.start + frame * unit
+        return Reading(place, self.waveform[frame * unit :], self.log_probs[frame:])
+
+    def joined_to(self, right: Reading) -> Reading:
+        """Both, the right one following."""
+        return Reading(
+            self.start,
+            np.concatenate([self.waveform, right.waveform]),
+            np.concatenate([self.log_probs, right.log_probs]),
+        )
 
 
 class Backend(Protocol):
@@ -85,30 +107,39 @@ class Recognizer:
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]
-        self, audio: Audio, sample_rate: int = 16000
+        self, audio: Audio, sample_rate: int = 16000, channel: int | None = None
     ) -> Result: ...
     @overload
-    def transcribe(self, audio: Iterable[Audio], sample_rate: int = 16000) -> Iterator[Result]: ...
     def transcribe(
-        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000
+        self, audio: Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
+    ) -> Iterator[Result]: ...
+    def transcribe(
+        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
     ) -> Result | Iterator[Result]:
         """What a recording says; of a list or another iterable of them each result as it comes.
 
-        A recording is the path of an audio file, a binary file that is open, or a waveform (N,) in
-        [-1, 1] at `sample_rate` Hz, a NumPy array; a file brings its own sample rate. Silence and
-        noise give a result without words. Needs the memory of 25 seconds in the network, plus 8 MB
-        a minute for the waveform. Raises AudioError (a ValueError) for audio that cannot be used,
-        or is shorter than one output frame.
+        A recording is the path of an audio file ("-" for standard input), a binary file that is
+        open, or a waveform (N,) in [-1, 1] at `sample_rate` Hz, a NumPy array; a file brings its
+        own sample rate. Of several channels, `channel` (from 0) is heard, or their mean. Silence
+        and noise give a result without words. Memory does not grow with a file. Raises AudioError
+        (a ValueError) for audio that cannot be used, or is shorter than one output frame; warns
+        (AudioWarning) of a file that holds less than it says.
         """
         given: Any = audio
-        one = isinstance(given, str | Path) or hasattr(given, "read") or hasattr(given, "__array__")
+        one = (
+            isinstance(given, str | os.PathLike)
+            or hasattr(given, "read")
+            or hasattr(given, "__array__")
+        )
         if one or not isinstance(given, Iterable):
-            return Result(tuple(self.stream(given, sample_rate)))
-        return (Result(tuple(self.stream(each, sample_rate))) for each in given)
+            return Result(tuple(self.stream(given, sample_rate, channel)))
+        return (Result(tuple(self.stream(each, sample_rate, channel))) for each in given)
 
-    def stream(self, audio: Audio, sample_rate: int = 16000) -> Iterator[Segment]:
+    def stream(
+        self, audio: Audio, sample_rate: int = 16000, channel: int | None = None
+    ) -> Iterator[Segment]:
         """The segments of a recording, taken as by `transcribe`, each as soon as it is known."""
-        return self.spoken(self.readings(self.pieces([self._waveform(audio, sample_rate)])))
+        return self.spoken(self.readings(self.pieces(self.blocks(audio, sample_rate, channel))))
 
     def listen(self, chunks: Iterable[npt.ArrayLike], sample_rate: int = 16000) -> Iterator[Event]:
         """What is said in a recording that is being made: see `asr.runtime.live.Event`.
@@ -122,26 +153,30 @@ class Recognizer:
             yield from listener.feed(chunk)
         yield from listener.finish()
 
-    def _waveform(self, audio: Audio, sample_rate: int) -> Array:
-        """A recording as (N,) samples at the model's rate."""
+    def blocks(
+        self, audio: Audio, sample_rate: int = 16000, channel: int | None = None
+    ) -> Iterator[Array]:
+        """A recording as `transcribe` takes it, mono at the model's rate, in blocks (n,)."""
         rate = self.info.features.sample_rate
-        if hasattr(audio, "__array__"):
-            waveform = check_waveform(audio, sample_rate, rate)
-            where = "the waveform"
-        elif isinstance(audio, str | Path) or hasattr(audio, "read"):
-            waveform = read_audio(audio, rate)
-            where = name_of(audio)
+        total, where = 0, "the waveform"
+        if isinstance(audio, np.ndarray) or hasattr(audio, "__array__"):
+            blocks = iter([check_waveform(audio, sample_rate, rate, channel)])
+        elif isinstance(audio, str | os.PathLike) or hasattr(audio, "read"):
+            where = shown(audio)
+            blocks = read_blocks(audio, rate, channel, incomplete=warn)
         else:
             raise ValueError(
                 f"{type(audio).__name__} {audio!r:.40}: not a recording; pass the path of a file, "
                 "a binary file or a NumPy array of samples"
             )
-        if len(waveform) < self.samples_per_frame:
+        for block in blocks:
+            total += len(block)
+            yield block
+        if total < self.samples_per_frame:
             raise ValueError(
-                f"{where}: {len(waveform) / rate:.3f} s of audio is shorter than one output frame "
+                f"{where}: {total / rate:.3f} s of audio is shorter than one output frame "
                 f"({self.samples_per_frame / rate:.2f} s); record more"
             )
-        return waveform
 
     def pieces(self, blocks: Iterable[Array]) -> Iterator[Piece]:
         """The speech in a recording at the model's rate that comes in `blocks` (N,)."""
@@ -150,28 +185,23 @@ class Recognizer:
 
     def readings(self, pieces: Iterable[Piece]) -> Iterator[Reading]:
         """What the network makes of each piece; those that overlap are joined."""
+        unit = self.samples_per_frame
         joined: Reading | None = None
         for piece in pieces:
-            log_probs = self._piece_log_probs(piece.waveform)
+            right = Reading(piece.start, piece.waveform, self._piece_log_probs(piece.waveform))
             if joined is not None and piece.overlap:
-                joined = self._join(joined, piece, log_probs)
-                continue
+                first = (piece.start - joined.start) // unit
+                shared = len(joined.log_probs) - first
+                cut = meeting_frame(joined.log_probs[first:], right.log_probs[:shared])
+                joined, right = joined.until(first + cut, unit), right.after(cut, unit)
+                if len(joined.waveform) < LONGEST * self.info.features.sample_rate:
+                    joined = joined.joined_to(right)
+                    continue
             if joined is not None:
                 yield joined
-            joined = Reading(piece.start, piece.waveform, log_probs)
+            joined = right
         if joined is not None:
             yield joined
-
-    def _join(self, left: Reading, piece: Piece, log_probs: Array) -> Reading:
-        """`left` and the piece that goes on before its end, with log_probs (T', V) of its own."""
-        first = (piece.start - left.start) // self.samples_per_frame
-        shared = len(left.log_probs) - first
-        cut = meeting_frame(left.log_probs[first:], log_probs[:shared])
-        return Reading(
-            left.start,
-            np.concatenate([left.waveform, piece.waveform[piece.overlap :]]),
-            np.concatenate([left.log_probs[: first + cut], log_probs[cut:]]),
-        )
 
     def words(self, reading: Reading) -> list[Word]:
         """The words of a reading, in seconds from the beginning of its recording."""
@@ -201,6 +231,10 @@ class Recognizer:
         (reading,) = self.readings(pieces)
         return reading.log_probs
 
+    def features(self, waveform: Array) -> Array:
+        """Normalised features (T, n_mels) of a piece (N,) at the model's rate, level settled."""
+        return log_mel(settle_level(waveform, self.info.features.sample_rate), self.info.features)
+
     def log_probs(self, features: Sequence[Array]) -> list[Array]:
         """log_probs (T', V) of each of `features` (T, n_mels), run as one padded batch.
 
@@ -227,7 +261,7 @@ class Recognizer:
     def _piece_log_probs(self, waveform: Array) -> Array:
         """log_probs (T', V) of one window; silence is all blanks without asking the network."""
         if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
-            return self.log_probs([log_mel(waveform, self.info.features)])[0]
+            return self.log_probs([self.features(waveform)])[0]
         frames = n_frames(len(waveform), self.info.features)
         n = subsampled_length(frames, self.info.subsampling_factor)
         blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
@@ -235,17 +269,23 @@ class Recognizer:
         return blanks
 
 
+def warn(problem: str) -> None:
+    """Says, as an AudioWarning, what of a recording could not be read."""
+    warnings.warn(f"{problem}; the rest is read", AudioWarning, stacklevel=2)
+
+
 def meeting_frame(left: Array, right: Array) -> int:
     """Where to change from `left` to `right`, two readings (n, V) of the same frames.
 
-    The frame nearest to the middle at which both read a blank, so that no token is lost or said
-    twice; where there is none, the middle.
+    The middle of the longest run of frames at which both read a blank, so that no token is lost or
+    said twice; of equal ones the nearest to the middle, which it is too where there is none.
     """
     middle = len(left) // 2
-    both_blank = np.flatnonzero((left.argmax(axis=1) == 0) & (right.argmax(axis=1) == 0))
-    if not len(both_blank):
-        return middle
-    return int(both_blank[np.abs(both_blank - middle).argmin()])
+    blank = (left.argmax(axis=1) == 0) & (right.argmax(axis=1) == 0)
+    runs = np.flatnonzero(np.diff(blank, prepend=False, append=False)).reshape(-1, 2)
+    centres = (runs[:, 0] + runs[:, 1]) // 2
+    ranks = [(b - a, -abs(c - middle), c) for (a, b), c in zip(runs, centres, strict=True)]
+    return int(max(ranks)[2]) if ranks else middle
 
 
 def load(

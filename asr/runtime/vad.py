@@ -50,10 +50,10 @@ def frame_levels(waveform: Waveform, sample_rate: int) -> npt.NDArray[np.float32
     emphasised[0] = 0
     np.subtract(used[1:], np.float32(PREEMPHASIS) * used[:-1], out=emphasised[1:])
     frames = emphasised.reshape(count, hop)
-    power = np.einsum("ij,ij->i", frames, frames) / hop  # (count,)
+    power = np.einsum("ij,ij->i", frames, frames) / hop - frames.mean(axis=1) ** 2  # (count,)
     width = min(SMOOTH, count)
     smooth = np.convolve(power, np.full(width, 1 / width), mode="same")
-    return (10 * np.log10(smooth + ZERO)).astype(np.float32)
+    return (10 * np.log10(np.maximum(smooth, 0) + ZERO)).astype(np.float32)
 
 
 def threshold(levels: npt.NDArray[np.float32]) -> float:
