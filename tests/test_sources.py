@@ -13,7 +13,7 @@ import soundfile
 
 from asr.runtime import sources
 from asr.runtime.audio import AudioError, read_audio
-from asr.runtime.sources import shown
+from asr.runtime.files import printable
 
 RATE = 16000
 SAMPLES = (0.3 * np.sin(np.arange(RATE) * 0.3)).astype(np.float32)
@@ -105,7 +105,7 @@ def test_names_of_odd_bytes_are_read_and_shown(tmp_path):
     with open(path, "wb") as file:
         file.write(wav())
     np.testing.assert_array_equal(read_audio(path), SAMPLES)
-    assert shown("日本 é.wav") == "日本 é.wav"
+    assert printable("日本 é.wav") == "日本 é.wav"
 
 
 def test_m4a_needs_ffmpeg(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def bad_audio(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("empty", "empty"), ("text", "not audio"), ("nan", "NaN"), ("cut", "truncated"),
+        ("empty", "empty"), ("text", "not audio"), ("nan", "NaN"),
         ("short", "shorter than one output frame"), ("absent", "no such audio file"),
     ],
 )  # fmt: skip
@@ -155,6 +156,51 @@ def test_bad_audio_gives_one_line_and_keeps_the_old_text(
     assert message in line
     assert str(path) in line
     assert target.read_text() == "old"
+
+
+def test_what_is_there_of_a_cut_file_is_written(tiny_onnx, tmp_path, capsys):
+    path = bad_audio(tmp_path)["cut"]
+    assert run(tiny_onnx, path) == 2
+    out, err = capsys.readouterr()
+    assert out.strip()
+    (line,) = err.splitlines()
+    assert line.startswith(f"warning: {path}: truncated (")
+
+
+def test_channels_are_heard_apart(tiny_onnx, tmp_path, capsys):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([babble(2.0), np.zeros(32000)], axis=1), 16000)
+    texts = {}
+    for name in ("left", "right", "2"):
+        assert run(tiny_onnx, path, "--channel", name) == 0
+        texts[name] = capsys.readouterr().out
+    assert texts["left"].strip()
+    assert texts["right"] == texts["2"] == "\n"
+    assert run(tiny_onnx, path, "--channel", "each") == 0
+    name = tmp_path / "a.channel"
+    expected = f"{name}1.wav\t{texts['left']}{name}2.wav\t\n"
+    assert capsys.readouterr().out == expected
+    assert run(tiny_onnx, path, "--channel", "3") == 2
+    assert "has no channel 3, only 2" in capsys.readouterr().err
+    assert run(tiny_onnx, path, "--channel", "0") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_odd_names_are_shown_escaped(tiny_onnx, tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\t.wav")
+    soundfile.write(os.fsencode(path), babble(1.0), 16000, format="WAV")
+    assert run(tiny_onnx, tmp_path) == 0
+    name, text = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert name == f"{tmp_path}/caf\\xe9\\t.wav"
+    assert text.strip()
+
+
+def test_without_the_detector_silence_is_read(tiny_onnx, tmp_path, capsys):
+    faint = np.random.default_rng(0).uniform(-0.01, 0.01, 5 * 16000)
+    soundfile.write(tmp_path / "a.wav", faint, 16000)
+    for flags, heard in (((), False), (("--no_vad",), True)):
+        assert run(tiny_onnx, tmp_path / "a.wav", "--min_confidence", "0", *flags) == 0
+        assert bool(capsys.readouterr().out.strip()) == heard
 
 
 def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, capsys):

@@ -23,7 +23,7 @@ import soxr
 
 from asr.runtime.containers import Part, find_parts
 from asr.runtime.level import without_strays
-from asr.runtime.sources import AudioError, ffmpeg_frames, opened, shown, wants_ffmpeg
+from asr.runtime.sources import AudioError, ffmpeg_frames, name_of, opened, wants_ffmpeg
 
 SAMPLE_RATE = 16000
 EXTENSIONS = (".flac", ".wav", ".opus", ".ogg", ".oga", ".mp3")
@@ -63,15 +63,15 @@ def read_blocks(
     `incomplete` is called with a line about a file that holds less than its container says, and
     what is there is read; without it that is an AudioError like those of `read_audio`.
     """
-    _check_rate(sample_rate, shown(source))
+    _check_rate(sample_rate, name_of(source))
     total = 0
     for rate, frames in _streams(source, incomplete or _refuse):
         done, resample = 0, None
         if rate != sample_rate:
             resample = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
         for samples in frames:
-            mono = _to_mono(samples, channel, shown(source))
-            _check_finite(mono, shown(source), done)
+            mono = _to_mono(samples, channel, name_of(source))
+            _check_finite(mono, name_of(source), done)
             done += len(mono)
             mono = without_strays(mono)
             block = resample.resample_chunk(mono) if resample else mono
@@ -82,7 +82,7 @@ def read_blocks(
             yield block
             total += len(block)
     if not total:
-        raise AudioError(f"{shown(source)}: holds no samples; record or export it again")
+        raise AudioError(f"{name_of(source)}: holds no samples; record or export it again")
 
 
 def check_waveform(
@@ -119,8 +119,15 @@ def audio_duration(path: str | Path) -> float:
             with _open(part, path) as sound:
                 seconds += sound.frames / sound.samplerate
     if not seconds:
-        raise AudioError(f"{shown(path)}: holds no samples; record or export it again")
+        raise AudioError(f"{name_of(path)}: holds no samples; record or export it again")
     return seconds
+
+
+def count_channels(source: Source) -> int:
+    """How many channels a file has; raises AudioError as `read_audio`."""
+    for _, frames in _streams(source, lambda problem: None):
+        return next(frames).shape[1]
+    raise AudioError(f"{name_of(source)}: holds no samples; record or export it again")
 
 
 def limit_peak(waveform: Waveform) -> Waveform:
@@ -146,13 +153,13 @@ def _streams(
             return
         for part in _parts(file, source, incomplete):
             with _open(part, source) as sound:
-                _check_header(sound, shown(source), incomplete)
-                yield sound.samplerate, _decode(sound, shown(source), incomplete)
+                _check_header(sound, name_of(source), incomplete)
+                yield sound.samplerate, _decode(sound, name_of(source), incomplete)
 
 
 def _parts(file: BinaryIO, source: Source, incomplete: Callable[[str], None]) -> Iterator[Any]:
     """What soundfile opens for each of a file's parts."""
-    name = shown(source)
+    name = name_of(source)
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise AudioError(f"{name}: the file is empty; record or download it again")
@@ -169,7 +176,7 @@ def _parts(file: BinaryIO, source: Source, incomplete: Callable[[str], None]) ->
 
 def _open(part: Any, source: Source) -> Any:
     """An open SoundFile whose header makes sense."""
-    name = shown(source)
+    name = name_of(source)
     try:
         sound = soundfile.SoundFile(part)
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:

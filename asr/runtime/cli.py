@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from asr import __version__
+from asr.runtime.files import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +83,9 @@ class Progress:
 
 def guarded(function: Callable[[], int | None]) -> int:
     """Runs a command; a ValueError or OSError becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a character that a terminal lacks is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return function() or 0
     except KeyboardInterrupt:
@@ -97,7 +102,7 @@ def describe(error: BaseException) -> str:
     Of one that PyTorch raises again for a loader's process, the last line has what happened.
     """
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{printable(error.filename)}: " if error.filename else ""
         return f"{where}{error.strerror}"
     text = str(error)
     if "Original Traceback" in text:

@@ -25,7 +25,7 @@ def whole_file(path: str | Path, binary: bool = False) -> Iterator[IO[Any]]:
     """
     path = Path(path)
     text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "newline": "\n"}
-    if (stream := _stream(path)) is not None:
+    if (stream := stream_of(path)) is not None:
         with open(stream, "wb" if binary else "w", **text) as file:
             yield file
         return
@@ -45,7 +45,7 @@ def whole_file(path: str | Path, binary: bool = False) -> Iterator[IO[Any]]:
         raise
 
 
-def _stream(path: Path) -> Path | int | None:
+def stream_of(path: Path) -> Path | int | None:
     """What to open where `path` is no file to be replaced: itself, or a copy of a descriptor."""
     descriptors = {"/dev/stdout": 1, "/dev/stderr": 2}
     found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(path))
@@ -104,7 +104,7 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: a folder; name a file in it, e.g. {path / 'result.json'}")
-    if (stream := _stream(path)) is not None:
+    if (stream := stream_of(path)) is not None:
         if isinstance(stream, int):
             os.close(stream)
         return
@@ -114,6 +114,14 @@ def check_writable(path: str | Path) -> None:
         os.unlink(name)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another") from None
+
+
+def printable(path: str | bytes | os.PathLike[str]) -> str:
+    """A path for people: bytes that are no UTF-8 and control characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def _umask() -> int:

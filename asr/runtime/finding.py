@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from asr.runtime.audio import EXTENSIONS
-from asr.runtime.sources import FFMPEG_EXTENSIONS, shown
+from asr.runtime.files import printable
+from asr.runtime.sources import FFMPEG_EXTENSIONS
 
 
 def find_audio(paths: Sequence[str]) -> list[Path]:
@@ -23,7 +24,7 @@ def find_audio(paths: Sequence[str]) -> list[Path]:
             inside = sorted(_walk(path))
             if not inside:
                 kinds = ", ".join(EXTENSIONS + FFMPEG_EXTENSIONS)
-                raise ValueError(f"{shown(path)}: no audio in this folder ({kinds})")
+                raise ValueError(f"{printable(path)}: no audio in this folder ({kinds})")
             found += inside
         else:
             found.append(path)

@@ -28,7 +28,7 @@ from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
 from asr.runtime.result import Result, Segment, split_at_pauses
 from asr.runtime.shipped import find_model
-from asr.runtime.sources import AudioWarning, shown
+from asr.runtime.sources import AudioWarning, name_of
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.vad import Detector, find_speech
 from asr.runtime.words import Word, read_words
@@ -162,7 +162,7 @@ class Recognizer:
         if isinstance(audio, np.ndarray) or hasattr(audio, "__array__"):
             blocks = iter([check_waveform(audio, sample_rate, rate, channel)])
         elif isinstance(audio, str | os.PathLike) or hasattr(audio, "read"):
-            where = shown(audio)
+            where = name_of(audio)
             blocks = read_blocks(audio, rate, channel, incomplete=warn)
         else:
             raise ValueError(

@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from asr.runtime.files import printable
+
 PATIENCE = 30.0  # seconds that a pipe may stay silent
 COPIED = 1 << 16  # bytes that are copied at once
 IN_MEMORY = 1 << 24  # bytes of a pipe that are kept in memory rather than in a file
@@ -37,14 +39,11 @@ class AudioWarning(UserWarning):
     """A recording of which a part could not be read; the message is one line for the user."""
 
 
-def shown(path: object) -> str:
-    """A path for people: bytes that are no UTF-8 and control characters are escaped."""
-    if not isinstance(path, str | bytes | os.PathLike):
-        return str(getattr(path, "name", "the open file"))
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+def name_of(source: object) -> str:
+    """A path or the name of an open file, for a message."""
+    if isinstance(source, str | bytes | os.PathLike):
+        return printable(source)
+    return str(getattr(source, "name", "the open file"))
 
 
 @contextmanager
@@ -63,10 +62,10 @@ def opened(source: Any) -> Iterator[BinaryIO]:
         file, mine = _open_path(source), True
     try:
         if isinstance(file, io.TextIOBase):
-            raise AudioError(f"{shown(source)}: opened as text; open it with mode 'rb'")
+            raise AudioError(f"{name_of(source)}: opened as text; open it with mode 'rb'")
         if not _seeks(file) or file.tell():
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as copy:
-                _copy(file, copy, shown(source))
+                _copy(file, copy, name_of(source))
                 yield copy  # type: ignore[misc]
         else:
             yield file
@@ -76,7 +75,7 @@ def opened(source: Any) -> Iterator[BinaryIO]:
 
 
 def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
-    name = shown(path)
+    name = name_of(path)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -143,7 +142,7 @@ def ffmpeg_frames(path: str | os.PathLike[str], block: int) -> Iterator[tuple[in
 
     Raises AudioError where ffmpeg is not installed or reads nothing, or ends with an error.
     """
-    name = shown(path)
+    name = name_of(path)
     program = shutil.which("ffmpeg")
     if program is None:
         kind = Path(path).suffix.lower() or "this kind"

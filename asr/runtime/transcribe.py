@@ -8,18 +8,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from asr.runtime import formats
-from asr.runtime.audio import EXTENSIONS
+from asr.runtime.audio import EXTENSIONS, count_channels
 from asr.runtime.capture import from_microphone, from_stream, until_interrupted
 from asr.runtime.cli import Parser, Progress, describe, guarded, number
-from asr.runtime.files import check_writable
+from asr.runtime.files import check_writable, printable
+from asr.runtime.finding import find_audio
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.output import Output
 from asr.runtime.recognizer import MIN_CONFIDENCE, Recognizer, load
 from asr.runtime.result import Result
+from asr.runtime.sources import FFMPEG_EXTENSIONS, AudioError, AudioWarning
+
+EACH = -1  # of --channel
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,11 +33,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         "Turns audio files into text, on any computer: an .onnx model needs no torch.",
         epilog="One file gives its text; several, or a folder, give lines PATH<TAB>TEXT. A file "
-        "that cannot be read is named on stderr and the others go on; the exit code is then 2.",
+        "that cannot be read, or not to its end, is named on stderr and the others go on; the exit "
+        "code is then 2.",
     )
     add = parser.add_argument
     add("audio", nargs="*", metavar="AUDIO",
-        help=f"audio files, or folders to search for {', '.join(EXTENSIONS)}")  # fmt: skip
+        help="audio files, - for standard input, or folders to search for "
+        f"{', '.join(EXTENSIONS + FFMPEG_EXTENSIONS)}; the latter need ffmpeg")  # fmt: skip
     add("--audio_path", nargs="+", default=[], metavar="PATH", help="the same, by name")
     add("--microphone", action="store_true",
         help="listen: text while somebody speaks, final at a pause; needs sounddevice")  # fmt: skip
@@ -47,6 +55,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--min_confidence", type=number, default=MIN_CONFIDENCE,
         help="leave out segments of which a smaller share of the words is expected to be right; "
         f"0 leaves in what is heard in noise and music (default: {MIN_CONFIDENCE})")  # fmt: skip
+    add("--channel", type=channel, metavar="left|right|N|each",
+        help="of several channels: one, or each for itself (default: their mean)")  # fmt: skip
+    add(
+        "--no_vad",
+        action="store_true",
+        help="read the silences too, in windows that overlap, without looking for speech",
+    )
     add("--threads", type=int, default=0, help="0 means all cores (default: 0)")
     add_beam_flags(parser)
     args = parser.parse_args(argv)
@@ -58,18 +73,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find_audio(paths: Sequence[str]) -> list[Path]:
-    """The files named, and those below the folders named, in order of their paths."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
-        if not inside:
-            raise ValueError(f"{path}: no audio in this folder ({', '.join(EXTENSIONS)})")
-        found += sorted(inside)
-    return found
+@dataclass(frozen=True)
+class Task:
+    """A file, the channel of it to be heard (None: their mean), and the name of the result."""
+
+    path: Path
+    channel: int | None
+    name: Path
+
+
+def channel(text: str) -> int:
+    """A channel from 0, or `EACH`, of left, right, a number from 1, or each."""
+    names = {"left": 0, "right": 1, "each": EACH}
+    if text in names:
+        return names[text]
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text) - 1
+
+
+def tasks_of(path: Path, chosen: int | None) -> list[Task]:
+    """What is to be done for a file: one task, or one a channel."""
+    if chosen != EACH:
+        return [Task(path, chosen, path)]
+    if not path.is_file():
+        raise ValueError(
+            f"{printable(path)}: --channel each needs a file, to read it several times"
+        )
+    try:
+        count = count_channels(path)
+    except AudioError:
+        return [Task(path, None, path)]  # reading it says what is wrong
+    names = [path.with_name(f"{path.stem}.channel{n + 1}{path.suffix}") for n in range(count)]
+    return [Task(path, n, name) for n, name in enumerate(names)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,24 +115,33 @@ def run(args: argparse.Namespace) -> int:
     if args.microphone or args.stdin:
         return run_live(args)
     files = find_audio(args.audio)
-    several = len(files) > 1 or Path(args.audio[0]).is_dir()
+    several = len(files) > 1 or Path(args.audio[0]).is_dir() or args.channel == EACH
     form = args.output_format or formats.format_of(args.output_path)
     beam = beam_from_flags(args)
-    with Output(args.output_path, form, several, files) as output:
+    tasks = [task for path in files for task in tasks_of(path, args.channel)]
+    failed = 0
+    with Output(args.output_path, form, several, [task.name for task in tasks], files) as output:
         recognizer = load(args.model_path, args.threads, beam, args.min_confidence)
-        failed = 0
-        for place, path in enumerate(files, 1):
+        if args.no_vad:
+            recognizer.detector = None
+        for place, task in enumerate(tasks, 1):
             try:
-                result = follow(recognizer, path, f"{place} of {len(files)}" if several else "")
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", AudioWarning)
+                    place_of = f"{place} of {len(tasks)}" if several else ""
+                    result = follow(recognizer, task, place_of)
             except (ValueError, OSError) as error:
                 if not several:
                     raise
                 print(f"error: {describe(error)}", file=sys.stderr)
                 failed += 1
-            else:
-                output.write(path, result)
-    if failed:
-        print(f"{failed} of {len(files)} files failed", file=sys.stderr)
+                continue
+            output.write(task.name, result)
+            for warning in caught:
+                print(f"warning: {warning.message}", file=sys.stderr)
+            failed += any(issubclass(warning.category, AudioWarning) for warning in caught)
+    if failed and several:
+        print(f"{failed} of {len(tasks)} files failed", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -120,11 +165,11 @@ def run_live(args: argparse.Namespace) -> int:
     return 0
 
 
-def follow(recognizer: Recognizer, path: Path, place: str) -> Result:
+def follow(recognizer: Recognizer, task: Task, place: str) -> Result:
     """A file's result; how far it is shows on a terminal."""
     segments = []
-    with Progress(f"{place} {path.name}".strip()) as progress:
-        for segment in recognizer.stream(path):
+    with Progress(f"{place} {printable(task.name.name)}".strip()) as progress:
+        for segment in recognizer.stream(task.path, channel=task.channel):
             segments.append(segment)
             progress.show(f"{segment.end / 60:.1f} min")
     return Result(tuple(segments))
