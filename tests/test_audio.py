@@ -11,12 +11,12 @@ import pytest
 import soundfile
 
 from asr.runtime.audio import (
-    AudioError,
     audio_duration,
     check_waveform,
     limit_peak,
     read_audio,
 )
+from asr.runtime.sources import AudioError
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
 RATE = 16000

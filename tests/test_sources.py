@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 from asr.runtime import sources
-from asr.runtime.audio import AudioError, read_audio
+from asr.runtime.audio import read_audio
 from asr.runtime.files import printable
+from asr.runtime.sources import AudioError
 
 RATE = 16000
 SAMPLES = (0.3 * np.sin(np.arange(RATE) * 0.3)).astype(np.float32)
@@ -42,7 +43,12 @@ def test_a_pipe_is_read(fifo):
 def test_standard_input_is_read(monkeypatch, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav())
     read, write = os.pipe()
-    threading.Thread(target=lambda: (os.write(write, wav()), os.close(write))).start()
+
+    def send():
+        with open(write, "wb") as file:
+            file.write(wav())
+
+    threading.Thread(target=send).start()
     with open(read) as piped, monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", piped)
         np.testing.assert_array_equal(read_audio("-"), SAMPLES)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.runtime.audio import AudioError, audio_duration, read_audio, read_blocks
+from asr.runtime.audio import audio_duration, read_audio, read_blocks
+from asr.runtime.sources import AudioError
 
 RATE = 16000
 LOSSY = 0.05
@@ -79,7 +80,7 @@ def test_telephone_codecs_in_wav(tmp_path, subtype):
 
 def lenient(path):
     """What is there of a file, and what is said of the rest."""
-    said = []
+    said: list[str] = []
     blocks = list(read_blocks(path, incomplete=said.append))
     return np.concatenate(blocks), said
 

@@ -29,10 +29,11 @@ from asr.corpus.manifest import (
     scan_librispeech,
     write_manifest,
 )
-from asr.runtime.audio import SAMPLE_RATE, AudioError, Waveform, audio_duration, read_audio
+from asr.runtime.audio import SAMPLE_RATE, Waveform, audio_duration, read_audio
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import n_frames, subsampled_length
 from asr.runtime.files import write_atomically
+from asr.runtime.sources import AudioError
 from asr.runtime.tokenizer import ENGLISH
 
 OUTSIDE = "characters outside the alphabet"

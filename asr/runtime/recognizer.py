@@ -159,8 +159,9 @@ class Recognizer:
         """A recording as `transcribe` takes it, mono at the model's rate, in blocks (n,)."""
         rate = self.info.features.sample_rate
         total, where = 0, "the waveform"
-        if isinstance(audio, np.ndarray) or hasattr(audio, "__array__"):
-            blocks = iter([check_waveform(audio, sample_rate, rate, channel)])
+        if hasattr(audio, "__array__"):
+            samples = np.asarray(audio)
+            blocks = iter([check_waveform(samples, sample_rate, rate, channel)])
         elif isinstance(audio, str | os.PathLike) or hasattr(audio, "read"):
             where = name_of(audio)
             blocks = read_blocks(audio, rate, channel, incomplete=warn)

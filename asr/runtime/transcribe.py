@@ -70,6 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("name audio files or folders, or --microphone, or --stdin")
     if args.sample_rate is not None and not args.stdin:
         parser.error("--sample_rate is that of --stdin; a file brings its own")
+    if (args.no_vad or args.channel is not None) and not args.audio:
+        parser.error("--no_vad and --channel are for files; live sound is mono")
     return args
 
 
