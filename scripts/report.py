@@ -17,7 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.measure.plots import PLOTS, plot
 from asr.measure.report import by_set, insert, markdown
-from asr.measure.results import by_test_data, read_reference, read_results, read_speed
+from asr.measure.results import (
+    by_test_data,
+    find_baseline,
+    read_reference,
+    read_results,
+    read_speed,
+)
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import write_atomically
 
@@ -26,7 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("results", nargs="+", help="result files of evaluate.py, or folders with such")
-    add("--baseline", default="", help="name of the float model's result (default: found by name)")
+    add("--baseline", default="", metavar="NAME",
+        help="the result to compare with (default: one named baseline or float)")  # fmt: skip
     add("--reference", help="figures to set beside ours, such as experiments/design.json")
     add("--speed", metavar="FILE",
         help="times of scripts/benchmark.py infer in place of those of the results")  # fmt: skip
@@ -55,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(written[0], f"# Results\n\n{text}")
     else:
         print(f"# Results\n\n{text}", end="")
+    if not args.sets:
+        names = [find_baseline(group, args.baseline) for group in by_test_data(results).values()]
+        print(f"compared with: {', '.join(dict.fromkeys(names))} (--baseline NAME for another)")
+    if not written:
         return 0
     if args.output_dir:
         folder = Path(args.output_dir)

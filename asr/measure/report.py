@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asr.measure.evaluation import compare
 from asr.measure.results import (
     REFERENCE_FORMS,
     Reference,
@@ -27,10 +28,12 @@ END = "<!-- end -->"
 NOTES = """\
 - *smaller*, *faster*: how many times, against the first row's file of the same kind.
 - *ΔWER*: relative change of the `.pt`'s word error rate against the first row's; *difference*: 95 %
-  interval of that change in percentage points, paired by utterance.
+  interval of that change in percentage points, paired by utterance. Both are the `.onnx`'s, against
+  the first row's `.onnx`, where a row has no `.pt`.
 - *ms*: median time from waveform to text, one utterance at a time, one thread; *memory*: the
   highest of the process. Both are the `.onnx`'s, or where it says so the `.pt`'s.
-- *texts alike*: utterances of which the `.onnx` and the `.pt` write the same text."""
+- *texts alike*: utterances of which the `.onnx` and the `.pt` write the same text, or where a row
+  has no `.pt` the `.onnx` and the first row's."""
 
 Files = Mapping[str, Result]  # the results of one technique by kind
 
@@ -90,6 +93,7 @@ def cells(
 ) -> list[tuple[str, str]]:
     """A row as pairs of header and cell."""
     pt, onnx, float_pt = files.get("pt"), files.get("onnx"), base.get("pt")
+    mine, theirs = (pt, float_pt) if pt else (onnx, base.get("onnx"))
     timed = next((r for r in (onnx, pt) if r and not math.isnan(r.latency)), None)
     mark = " (.pt)" if timed and timed is pt else ""
     known = reference.rows.get(name, {}) if reference else {}
@@ -98,7 +102,7 @@ def cells(
         text = number(known.get(key, math.nan), REFERENCE_FORMS[key])
         return [(f"design: {header}", text)] if reference else []
 
-    delta = math.nan if files is base else ratio(pt, float_pt, "wer") - 1
+    delta = math.nan if files is base else ratio(mine, theirs, "wer") - 1
     return [
         ("technique", name),
         (".pt MB", number(value(pt, "bytes") / 1e6, "{:.2f}")),
@@ -110,12 +114,12 @@ def cells(
         ("WER .onnx", number(value(onnx, "wer"), "{:.2%}")),
         ("ΔWER", number(delta, "{:+.1%}")),
         *design("ΔWER", "delta_wer"),
-        ("difference", difference(pt, float_pt)),
+        ("difference", MISSING if files is base else difference(mine, theirs)),
         ("ms", number(1e3 * value(timed, "latency"), "{:.1f}") + mark),
         ("faster", number(ratio(timed and base.get(timed.kind), timed, "latency"), "{:.2f}")),
         *design("faster", "faster"),
         ("memory MB", number(value(timed, "peak_rss") / 1e6, "{:.0f}")),
-        ("texts alike", number(alike(onnx, pt), "{:.1%}")),
+        ("texts alike", number(alike(onnx, pt or theirs), "{:.1%}")),
     ]
 
 
@@ -167,18 +171,32 @@ def number(figure: float, form: str) -> str:
     return MISSING if math.isnan(figure) else form.format(figure).replace("%", " %")
 
 
-def difference(pt: Result | None, float_pt: Result | None) -> str:
-    """The 95 % interval in points, where the two files were compared."""
-    if not pt or not compared(pt, float_pt):
+def difference(result: Result | None, other: Result | None) -> str:
+    """The 95 % interval in points of how far the first's WER is above the other's."""
+    rates = comparison(result, other).get("wer")
+    if not rates:
         return MISSING
-    low, high = pt.comparison["wer"]["interval"]
+    low, high = rates["interval"]
     return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def alike(onnx: Result | None, pt: Result | None) -> float:
-    if not onnx or not compared(onnx, pt):
-        return math.nan
-    return float(onnx.comparison.get("identical", math.nan))
+def alike(result: Result | None, other: Result | None) -> float:
+    """The share of utterances with the same text."""
+    return float(comparison(result, other).get("identical", math.nan))
+
+
+def comparison(result: Result | None, other: Result | None) -> dict[str, Any]:
+    """What evaluate.py --compare wrote of the two, or would have by what they hold; else empty."""
+    if not result or not other or result is other:
+        return {}
+    if compared(result, other):
+        return result.comparison
+    if not (result.utterances and other.utterances):
+        return {}
+    try:
+        return compare(*({"utterances": r.utterances} for r in (result, other)))
+    except (ValueError, KeyError):  # other utterances, or without their counts
+        return {}
 
 
 def compared(result: Result, other: Result | None) -> bool:

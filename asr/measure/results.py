@@ -31,6 +31,8 @@ class Result:
     test_data: str = ""
     model: str = ""
     comparison: dict[str, Any] = field(default_factory=dict)  # with the result it names `other`
+    wer_interval: tuple[float, float] | None = None  # 95 %
+    utterances: list[dict[str, Any]] = field(default_factory=list)  # counts and texts, or digests
     sets: list[dict[str, Any]] = field(default_factory=list)  # the rates of each test set
     about: dict[str, Any] = field(default_factory=dict)  # the keys of ABOUT
 
@@ -94,6 +96,8 @@ def read_result(path: Path) -> Result:
         test_data=str(contents.get("test_data", "")),
         model=str(contents.get("model", "")),
         comparison=contents.get("comparison") or {},
+        wer_interval=tuple(contents["wer_interval"]) if contents.get("wer_interval") else None,
+        utterances=contents.get("utterances") or [],
         sets=contents.get("sets") or [],
         about={k: contents[k] for k in ABOUT if k in contents},
     )
@@ -146,14 +150,19 @@ def read_reference(path: str | Path) -> Reference:
 def find_baseline(results: Sequence[Result], name: str = "") -> str:
     """The name of the technique the others are compared with.
 
-    Without a name: the largest with `baseline` or `float` in its name, those words alone first;
-    else the largest. Raises ValueError.
+    Without a name: the largest with `baseline` or `float` in its name, those words alone first, or
+    the only one there is. Raises ValueError where none is known.
     """
-    if name and all(r.name != name for r in results):
-        known = ", ".join(dict.fromkeys(r.name for r in results))
-        raise ValueError(f"no result is named {name!r}; there are {known}")
+    known = list(dict.fromkeys(r.name for r in results))
+    if name and name not in known:
+        raise ValueError(f"no result is named {name!r}; there are {', '.join(known)}")
     words = ("baseline", "float")
     named = [r for r in results if any(word in r.name.lower() for word in words)]
+    if not name and not named and len(known) > 1:
+        raise ValueError(
+            "which of the results is the float model, that the others are compared with? Name it "
+            f"with --baseline: {', '.join(known)}"
+        )
     return name or max(named or results, key=lambda r: (r.name in words, r.bytes)).name
 
 
