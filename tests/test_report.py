@@ -129,6 +129,34 @@ def test_only_an_onnx(tmp_path):
     assert row[9:11] == ["100.0", report.MISSING]  # not against the time of another kind
 
 
+def heard(errors, texts):
+    """Utterances of a result: two words each, so many of them wrong."""
+    return [
+        {"id": str(i), "duration": 1.0, "words": 2, "word_errors": wrong, "characters": 9,
+         "character_errors": wrong, "digest": text}
+        for i, (wrong, text) in enumerate(zip(errors, texts, strict=True))
+    ]  # fmt: skip
+
+
+def test_what_nobody_compared_is_computed_from_the_texts(tmp_path):
+    """As in the demo: int8 has an .onnx alone, and no evaluation was told to --compare."""
+    errors = [0, 1, 0, 1] * 10
+    write(tmp_path / "baseline_pt.json", 0.25, 9, utterances=heard(errors, "abcd" * 10))
+    same = {"model": "m.onnx", "utterances": heard(errors, "abcd" * 10)}
+    write(tmp_path / "baseline_onnx.json", 0.25, 9, **same)
+    worse = heard([1, 1, 0, 1] * 10, "xbcd" * 10)
+    write(tmp_path / "int8_onnx.json", 0.375, 3, model="m.onnx", utterances=worse)
+    found = rows(report.markdown(results.read_results([tmp_path])))
+    row = dict(zip(found["technique"][7:], found["int8"][7:], strict=True))
+    assert row["ΔWER"] == "+50.0 %"
+    low, high = map(float, row["difference"].split(" to "))
+    assert 0 < low < 12.5 < high < 25
+    assert row["texts alike"] == "75.0 %"
+    assert found["baseline"][-1] == "100.0 %"
+    write(tmp_path / "int8_onnx.json", 0.375, 3, model="m.onnx", utterances=worse[1:])
+    assert rows(report.markdown(results.read_results([tmp_path])))["int8"][-1] == "–"
+
+
 def test_where_it_was_measured(folder):
     machine = {"processor": "Z80", "cores": 1, "torch": "2.0"}
     write(folder / "int8_pt.json", 0.2, 10, machine={**machine, "load_before": 0.5})
@@ -160,7 +188,10 @@ def test_the_baseline(folder, tmp_path):
     assert results.find_baseline(results.read_results([folder])) == "float"
     write(tmp_path / "b" / "small.json", 0.2, 10)
     write(tmp_path / "b" / "large.json", 0.2, 20)
-    assert results.find_baseline(results.read_results([tmp_path / "b"])) == "large"
+    with pytest.raises(ValueError, match=r"which of the results .* --baseline: .*large"):
+        results.find_baseline(results.read_results([tmp_path / "b"]))
+    (only,) = results.read_results([tmp_path / "b" / "large.json"])
+    assert results.find_baseline([only]) == "large"
 
 
 def test_the_design_beside_ours(folder):
@@ -299,6 +330,14 @@ def test_pareto_front_against_all_pairs():
     front = {points[i] for i in plots.pareto(points)}
     beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] <= p[1]}
     assert front == set(points) - beaten
+
+
+def test_a_front_over_noise_is_no_front():
+    points = [(1.0, 5.0), (2.0, 4.5), (3.0, 2.0), (4.0, 1.9)]
+    noisy = [(y - 1, y + 1) for _, y in points]
+    assert plots.pareto(points) == [0, 1, 2, 3]
+    assert plots.pareto(points, noisy) == [0, 2]
+    assert plots.pareto(points, [(0, 9)] * 4) == [0]
 
 
 def test_labels_of_crowded_points_are_all_written_side_by_side():

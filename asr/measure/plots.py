@@ -1,4 +1,7 @@
-"""WER against size and against latency: one point for each file, and the front of the best ones."""
+"""WER against size and against latency: one point for each file, and the front of the best ones.
+
+The points have the 95 % intervals of their WER; the front falls only where that is beyond them.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,32 @@ from typing import Any
 
 from .results import Result
 
-PLOTS: dict[str, tuple[str, Callable[[Result], float]]] = {
-    "wer_size.png": ("size of the file (MB)", lambda r: r.bytes / 1e6),
-    "wer_latency.png": ("latency, one thread (ms)", lambda r: 1e3 * r.latency),
-}
+PLOTS: dict[str, tuple[str, str, Callable[[Result], float]]] = {
+    "wer_size.png": (
+        "Word error rate and size", "size of the file (MB)", lambda r: r.bytes / 1e6,
+    ),
+    "wer_latency.png": (
+        "Word error rate and time", "latency, one thread (ms)", lambda r: 1e3 * r.latency,
+    ),
+}  # fmt: skip
 NEAR = 90  # pixels between two points of a technique that share one label
 DOT = 7  # pixels from a point's centre to its edge
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both coordinates (less is better), by x."""
+def pareto(
+    points: Sequence[tuple[float, float]], intervals: Sequence[tuple[float, float]] | None = None
+) -> list[int]:
+    """Indices of the points that no other beats in both coordinates (less is better), by x.
+
+    With the `intervals` of the second coordinate, those of points that are better than the one
+    before beyond both intervals: the others may be better by chance.
+    """
+    ranges = intervals or [(y, y) for _, y in points]
     front: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not front or points[i][1] < points[front[-1]][1]:
+        if not front or ranges[i][1] < ranges[front[-1]][0]:
             front.append(i)
     return front
 
@@ -38,29 +52,40 @@ def plot(results: Sequence[Result], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    label, value = PLOTS[path.name]
+    title, label, value = PLOTS[path.name]
     shown = [r for r in results if not math.isnan(value(r))]
     if not shown:
         return False
     figure, axes = pyplot.subplots(figsize=(9, 6.5), dpi=130, layout="constrained")
     points = [(value(r), 100 * r.wer) for r in shown]
-    front = pareto(points)
-    axes.step(*zip(*[points[i] for i in front], strict=True), where="post", color="0.6", lw=1.2,
-              label="no file is better in both", zorder=1)  # fmt: skip
+    intervals = [
+        (100 * r.wer_interval[0], 100 * r.wer_interval[1]) if r.wer_interval else (rate, rate)
+        for r, (_, rate) in zip(shown, points, strict=True)
+    ]
+    front = pareto(points, intervals)
+    if len(front) > 1:
+        axes.step(*zip(*[points[i] for i in front], strict=True), where="post", color="0.6", lw=1.2,
+                  label="front, where beyond the intervals", zorder=1)  # fmt: skip
+    else:
+        axes.plot([], [], " ", label="no front: differences within the intervals")
     for kind, colour, marker in (("pt", "tab:blue", "o"), ("onnx", "tab:orange", "s")):
-        mine = [p for p, r in zip(points, shown, strict=True) if r.kind == kind]
+        mine = [i for i, r in enumerate(shown) if r.kind == kind]
         if mine:
-            axes.scatter(*zip(*mine, strict=True), color=colour, marker=marker, label=f".{kind}",
-                         zorder=2)  # fmt: skip
+            x, y = zip(*(points[i] for i in mine), strict=True)
+            axes.scatter(x, y, color=colour, marker=marker, label=f".{kind}", zorder=3)
+            low, high = zip(*(intervals[i] for i in mine), strict=True)
+            axes.vlines(x, low, high, color=colour, alpha=0.35, lw=1.2, zorder=2)
     axes.set_xscale("log")
     axes.set_xlabel(label)
-    axes.set_ylabel("word error rate (%)")
+    axes.set_ylabel("word error rate (%), with 95 % intervals")
+    data = Path(shown[0].test_data).name
+    figure.suptitle(title + (f", {data}" if data else ""), x=0.02, ha="left")
     axes.margins(x=0.12, y=0.15)
-    _readable_ticks(axes.xaxis)
+    readable_ticks(axes.xaxis)
     rates = [rate for _, rate in points]
     if max(rates) > 2 * min(rates) > 0:  # one bad model must not press the others together
         axes.set_yscale("log")
-        _readable_ticks(axes.yaxis)
+        readable_ticks(axes.yaxis)
     axes.grid(True, which="both", alpha=0.25)
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
     _label(axes, [r.name for r in shown], points)
@@ -69,7 +94,7 @@ def plot(results: Sequence[Result], path: Path) -> bool:
     return True
 
 
-def _readable_ticks(axis: Any) -> None:
+def readable_ticks(axis: Any) -> None:
     """Plain numbers on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
