@@ -28,11 +28,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports, and prints sizes and the comparison."""
+    """Exports, and prints what it does, sizes and the comparison."""
+    tokens = Path(args.output_path).with_name("tokens.txt")
+    earlier = tokens.read_bytes() if tokens.exists() else None
+    print(f"exporting {args.model_path}: its graph is traced, which takes a while …", flush=True)
     made = asr.export_onnx(args.model_path, args.output_path)
+    if earlier not in (None, tokens.read_bytes()):
+        print(
+            f"note: {tokens} had other tokens and was replaced; other runtimes read it with every "
+            f".onnx in {tokens.parent}: give models of other tokens folders of their own"
+        )
     print(
         f"{args.model_path}: {made.checkpoint_bytes:,} bytes -> {made.path}: {made.bytes:,} bytes"
     )
+    print("the file against the checkpoint, log-probabilities of B random inputs of T frames:")
     for row in made.parity:
         print(f"  {row}")
     return 0

@@ -366,6 +366,23 @@ def test_the_command_prints_sizes_and_the_comparison(quick, tiny_checkpoint, tmp
     out = capsys.readouterr().out
     assert f"{path.stat().st_size:,} bytes" in out
     assert out.count("texts equal") == 4
+    assert "note: " not in out
+
+
+def test_tokens_of_another_model_are_not_replaced_unsaid(quick, tiny_checkpoint, tmp_path, capsys):
+    flags = ["--model_path", str(tiny_checkpoint), "--output_path", str(tmp_path / "model.onnx")]
+    (tmp_path / "tokens.txt").write_text("<blk> 0\nq 1\n")
+    assert main(flags) == 0
+    assert "tokens.txt had other tokens and was replaced" in capsys.readouterr().out
+    assert main(flags) == 0
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_integers_are_not_said_to_differ_frighteningly():
+    rows = [export.Parity(2, 201, 0.37, 3e-3, True, exact) for exact in (True, False)]
+    assert str(rows[0]) == "B=2 T=201: texts equal, max difference 3.7e-01, mean 3.0e-03"
+    assert "3.7e-01" not in str(rows[1])
+    assert "int8 rounds" in str(rows[1])
 
 
 def test_the_command_names_what_is_wrong(tiny_checkpoint, tmp_path, capsys):

@@ -55,12 +55,15 @@ class Parity:
     max_difference: float  # of log-probabilities, valid frames
     mean_difference: float
     same_text: bool
+    exact: bool = True  # no activation is rounded to integers
 
     def __str__(self) -> str:
-        return (
-            f"B={self.batch} T={self.frames}: max difference {self.max_difference:.1e}, "
-            f"mean {self.mean_difference:.1e}, texts {'equal' if self.same_text else 'differ'}"
-        )
+        texts = "equal" if self.same_text else "differ"
+        if self.exact:
+            sizes = f"max difference {self.max_difference:.1e}, mean {self.mean_difference:.1e}"
+        else:  # one activation on the other side of a rounding moves what follows from it
+            sizes = f"mean difference {self.mean_difference:.1e} (int8 rounds; largest not checked)"
+        return f"B={self.batch} T={self.frames}: texts {texts}, {sizes}"
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def check_parity(model: ConformerCTC, path: Path, exact: bool = True) -> list[Pa
         difference = np.concatenate([abs(x - y) for x, y in zip(found, expected, strict=True)])
         row = Parity(
             batch, frames, float(difference.max()), float(difference.mean()),
-            [greedy_decode(x) for x in found] == [greedy_decode(x) for x in expected],
+            [greedy_decode(x) for x in found] == [greedy_decode(x) for x in expected], exact,
         )  # fmt: skip
         rows.append(row)
         spread = max(1.0, float(np.concatenate(expected).std()))
