@@ -78,6 +78,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         1 + with_wer, 1, figsize=(10, 4 * (1 + with_wer)), sharex=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    figure.suptitle("What compressing one layer at a time costs")
     for axis, key in zip(axes[:, 0], ("distance", "wer"), strict=False):
         for text in found["settings"]:
             points = [(i, row["settings"][text][key]) for i, row in enumerate(rows)
