@@ -78,7 +78,7 @@ def plot(results: Sequence[Result], path: Path) -> bool:
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("word error rate (%), with 95 % intervals")
-    data = Path(shown[0].test_data).name
+    data = ", ".join(Path(part).name for part in shown[0].test_data.split())
     figure.suptitle(title + (f", {data}" if data else ""), x=0.02, ha="left")
     axes.margins(x=0.12, y=0.15)
     readable_ticks(axes.xaxis)
