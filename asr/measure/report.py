@@ -194,7 +194,7 @@ def comparison(result: Result | None, other: Result | None) -> dict[str, Any]:
     if not (result.utterances and other.utterances):
         return {}
     try:
-        return compare(*({"utterances": r.utterances} for r in (result, other)))
+        return compare({"utterances": result.utterances}, {"utterances": other.utterances})
     except (ValueError, KeyError):  # other utterances, or without their counts
         return {}
 
