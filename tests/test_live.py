@@ -188,6 +188,7 @@ def test_mistakes_are_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sounddevice", Silent(broken=True))
     assert main(["--microphone", "--threads", "1"]) == 2
     assert "no microphone that can be opened" in capsys.readouterr().err
-    stdin(monkeypatch, b"\0\0" * 16000)
-    assert main(["--stdin", "--sample_rate", "100", "--threads", "1"]) == 2
-    assert "100 Hz" in capsys.readouterr().err
+    for rate in ("100", "-5", "0"):
+        stdin(monkeypatch, b"\0\0" * 16000)
+        assert main(["--stdin", "--sample_rate", rate, "--threads", "1"]) == 2
+        assert f"{rate} Hz is not usable" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from asr.runtime.audio import Waveform, check_waveform
+from asr.runtime.audio import MAX_RATE, MIN_RATE, Waveform, check_waveform
 from asr.runtime.pieces import PAD, Cutter, Piece
 from asr.runtime.result import Segment, split_at_pauses
 from asr.runtime.vad import AROUND, FRAMES_PER_SECOND, find_speech
@@ -46,6 +46,10 @@ class Listener:
     """
 
     def __init__(self, recognizer: Recognizer, sample_rate: int) -> None:
+        if not MIN_RATE <= sample_rate <= MAX_RATE:
+            raise ValueError(
+                f"a sample rate of {sample_rate} Hz is not usable ({MIN_RATE} to {MAX_RATE} are)"
+            )
         self._recognizer = recognizer
         self._rate = recognizer.info.features.sample_rate
         self._given_rate = sample_rate

@@ -155,7 +155,9 @@ def run_live(args: argparse.Namespace) -> int:
     if args.output_path:
         check_writable(args.output_path)
     recognizer = load(args.model_path, args.threads, beam_from_flags(args), args.min_confidence)
-    rate = args.sample_rate or recognizer.info.features.sample_rate
+    rate = args.sample_rate
+    if rate is None:
+        rate = recognizer.info.features.sample_rate
     chunks = from_stream(sys.stdin.buffer, rate) if args.stdin else from_microphone(rate)
     with contextlib.ExitStack() as stack:
         out = sys.stdout
