@@ -54,7 +54,9 @@ def test_every_command_explains_itself_and_its_options(command, monkeypatch, cap
     assert not unexplained
     outputs = [flag for action in options(parser) for flag in action.option_strings
                if flag.startswith("--out")]  # fmt: skip
-    kept = {"evaluate.py": ["--output_file"], "transcribe.py": ["--output_text"]}
+    kept = {
+        "evaluate.py": ["--output_file"], "transcribe.py": ["--output_text", "--output_format"],
+    }  # fmt: skip
     assert set(outputs) <= {"--output_dir", "--output_path", *kept.get(command.name, [])}
 
 
