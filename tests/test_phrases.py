@@ -166,6 +166,7 @@ def test_commands_take_hotwords_and_grammars(tiny_checkpoint, grammar, tmp_path,
     commands = tmp_path / "letters.txt"
     commands.write_text("abc\n")
     flags = ["--audio_path", str(audio), "--model_path", str(tiny_checkpoint), "--threads", "1"]
+    flags += ["--min_confidence", "0"]
     assert transcribe([*flags, "--grammar", str(commands)]) == 0
     assert set(capsys.readouterr().out.split()) <= {"abc"}
     assert transcribe([*flags, "--hotwords", "abc:500"]) == 0
