@@ -53,19 +53,20 @@ def train(
 def evaluate(
     model_path: str | Path, data: str | Path | Sequence[str | Path], *, batch_size: int = 8,
     threads: int = 0, limit: int = 0, seed: int = 0, speed: bool = True,
-    beam: BeamConfig | None = None, other: str | Path | None = None,
+    beam: BeamConfig | None = None, other: str | Path | None = None, normalize: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a `.pt` or `.onnx` model on test data: `wer`, `cer` (shares) and much more.
 
     The keys are those of evaluate.py's result file; without `speed` latency and memory are left
     out. `limit` takes the first so many utterances of each of `data`, `other` is a result file of
-    evaluate.py to compare with.
+    evaluate.py to compare with. With `normalize`, a language such as "en", words are compared as
+    they are said, without punctuation and with numbers in words.
     """
     from asr.measure.evaluation import evaluate_data
 
     return evaluate_data(
         model_path, data, batch_size=batch_size, threads=threads, limit=limit, seed=seed,
-        speed=speed, beam=beam, other=other,
+        speed=speed, beam=beam, other=other, normalize=normalize,
     )  # fmt: skip
 
 

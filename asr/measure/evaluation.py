@@ -13,8 +13,10 @@ import argparse
 import hashlib
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,17 @@ from asr.common.metrics import (
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Data, Utterance, find_sources, places, read_source
 from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
+from asr.measure.spoken import check_language, spoken
 from asr.measure.timing import DEFINITION, measure
+from asr.runtime.audio import audio_duration
 from asr.runtime.beam import BeamConfig
-from asr.runtime.cli import Parser, guarded
+from asr.runtime.cli import Parser, describe, guarded
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.pieces import Piece
 from asr.runtime.recognizer import Reading, Recognizer, load
 from asr.runtime.result import Result
+from asr.runtime.tokenizer import SPACE, name_character
 
 Row = dict[str, Any]  # an utterance in a result
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
@@ -48,8 +53,13 @@ WORST = 10
 def evaluate(
     model_path: str | Path, utterances: Sequence[Utterance], batch_size: int = 8,
     threads: int = 0, measure_latency: bool = True, seed: int = 0, beam: BeamConfig | None = None,
+    language: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a model file on utterances; the keys are those of the result file, JSON types.
+
+    Recordings that cannot be read are `failed` (their `index`, `id`, `error`) and do not count.
+    `unwritable` has the characters of the references that the model cannot write, and in how many
+    they stand. With a `language` texts are compared as they are `spoken` in it.
 
     `threads` 0 means `default_threads`. Speed, `latency_*` in seconds, and `peak_rss` in bytes are
     those of one thread; `speed` has them for one thread and for `threads`. Decoding is greedy
@@ -59,8 +69,20 @@ def evaluate(
         raise ValueError("no utterances to evaluate on")
     threads = threads or default_threads()
     recognizer = load(model_path, threads, beam, min_confidence=0)
-    texts = transcribe_all(recognizer, utterances, batch_size)
+    found = transcribe_all(recognizer, utterances, batch_size)
+    failed = [
+        {"index": i, "id": utterances[i].id, "error": describe(text)}
+        for i, text in enumerate(found) if isinstance(text, Exception)
+    ]  # fmt: skip
+    if len(failed) == len(found):
+        raise ValueError(f"no recording can be read; the first: {failed[0]['error']}")
+    utterances = [u for u, text in zip(utterances, found, strict=True) if isinstance(text, str)]
+    texts = [text for text in found if isinstance(text, str)]
+    if language:
+        utterances = [replace(u, text=spoken(u.text, language)) for u in utterances]
+        texts = [spoken(text, language) for text in texts]
     result = score(utterances, texts, seed)
+    result |= {"failed": failed, "unwritable": unwritable(utterances, recognizer.info.tokens)}
     result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
     if recognizer.info.history:
         result["made_by"] = [made_by(entry) for entry in recognizer.info.history]
@@ -75,7 +97,8 @@ def measure_speed(
 ) -> dict[str, Any]:  # fmt: skip
     """What `evaluate` says of speed and memory: `speed` for each number of threads, the first's."""
     sample = spread(utterances, TIMED)
-    audio, durations = [u.audio_filepath for u in sample], [u.duration for u in sample]
+    audio = [u.audio_filepath for u in sample]
+    durations = [audio_duration(path) for path in audio]  # a manifest's may be wrong
     speed = [measure(model_path, n, audio, durations, beam=beam) for n in threads]
     first = {key: value for key, value in speed[0].items() if key != "threads"}
     return first | {"speed": speed, "speed_utterances": len(sample)}
@@ -84,28 +107,42 @@ def measure_speed(
 def evaluate_data(
     model_path: str | Path, data: Data, *, batch_size: int = 8, threads: int = 0, limit: int = 0,
     seed: int = 0, speed: bool = True, beam: BeamConfig | None = None,
-    other: str | Path | None = None,
+    other: str | Path | None = None, normalize: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a `.pt` or `.onnx` file on manifests or LibriSpeech folders; several count as one.
 
     The result is that of evaluate.py's file: `wer` and `cer` (shares) with intervals, `sets` where
     `data` names several, with `speed` also latency (seconds) and memory (bytes), the `comparison`
     with an `other` result file on the same data, and last the `utterances` with their texts.
-    `limit` takes the first so many of each set. Raises ValueError.
+    `limit` takes the first so many of each set, `normalize` is the language in which texts are
+    compared as they are said. Raises ValueError.
     """
+    if normalize:
+        check_language(normalize)
     busy = busy_cores()
     parts = {path: read_test_data(path, limit) for path in places(data)}
     utterances = [utterance for part in parts.values() for utterance in part]
     earlier = read_result(other) if other else None
     if earlier:
-        align([describe_utterance(u) for u in utterances], earlier["utterances"])
-    result = evaluate(model_path, utterances, batch_size, threads, speed, seed, beam)
+        if earlier.get("normalized", "") != normalize:
+            raise ValueError(f"{other}: measured with other texts; give the same --normalize")
+        said = [replace(u, text=spoken(u.text, normalize)) for u in utterances]
+        described = [describe_utterance(u) for u in (said if normalize else utterances)]
+        align(described, earlier["utterances"])
+    result = evaluate(model_path, utterances, batch_size, threads, speed, seed, beam, normalize)
     rows = result.pop("utterances")
+    lost = {row["index"] for row in result["failed"]}
     if len(parts) > 1:
-        sizes = [(portable_path(path), len(part)) for path, part in parts.items()]
+        sizes, at = [], 0
+        for path, part in parts.items():
+            kept = set(range(at, at + len(part))) - lost
+            sizes.append((portable_path(path), len(kept)))
+            at += len(part)
         result["sets"] = by_set(rows, sizes, seed)
     if earlier and other:
-        comparison = compare({"utterances": rows}, earlier, seed)
+        gone = [described[i] for i in lost]
+        theirs = [row for row in earlier["utterances"] if pick(row) not in map(pick, gone)]
+        comparison = compare({"utterances": rows}, {"utterances": theirs}, seed)
         result["comparison"] = comparison | {"other": portable_path(str(other))}
     return result | {
         "model": portable_path(str(model_path)),
@@ -113,6 +150,7 @@ def evaluate_data(
         "commit": commit(),
         "seed": seed,
         "batch_size": batch_size,
+        "normalized": normalize,
         "decoding": describe_decoding(beam) if beam else "greedy",
         "definition": DEFINITION,
         "machine": describe_machine() | {"load_before": busy},
@@ -137,27 +175,30 @@ def made_by(entry: dict[str, Any]) -> dict[str, Any]:
 
 def transcribe_all(
     recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int
-) -> list[str]:
-    """The texts in the order of the utterances, computed in batches of like length.
+) -> list[str | Exception]:
+    """The texts in the order of the utterances, or why one cannot be read.
 
-    Recordings in several pieces go through `Recognizer.transcribe` alone, so that the texts are the
-    same.
+    They are computed in batches of like length. Recordings in several pieces go through
+    `Recognizer.transcribe` alone, so that the texts are the same.
     """
     from tqdm import tqdm
 
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
-    texts = [""] * len(utterances)
+    texts: list[str | Exception] = [""] * len(utterances)
     with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
         for at in range(0, len(order), batch_size):
             group = order[at : at + batch_size]
             together: list[tuple[int, Piece]] = []
             for i in group:
                 path = utterances[i].audio_filepath
-                pieces = list(recognizer.pieces(recognizer.blocks(path)))
-                if len(pieces) == 1:
-                    together.append((i, pieces[0]))
-                elif pieces:
-                    texts[i] = recognizer.transcribe(path).text
+                try:
+                    pieces = list(recognizer.pieces(recognizer.blocks(path)))
+                    if len(pieces) == 1:
+                        together.append((i, pieces[0]))
+                    elif pieces:
+                        texts[i] = recognizer.transcribe(path).text
+                except (ValueError, OSError) as error:
+                    texts[i] = error
             features = [recognizer.features(piece.waveform) for _, piece in together]
             outputs = recognizer.log_probs(features)
             for (i, piece), log_probs in zip(together, outputs, strict=True):
@@ -165,6 +206,13 @@ def transcribe_all(
                 texts[i] = Result(tuple(recognizer.spoken([reading]))).text
             bar.update(len(group))
     return texts
+
+
+def unwritable(utterances: Sequence[Utterance], tokens: Sequence[str]) -> dict[str, int]:
+    """The characters of the texts that no token has, and in how many texts, the most first."""
+    known = set("".join(tokens[1:])) - {SPACE} | {" "}
+    counts = Counter(c for u in utterances for c in set(u.text) - known)
+    return {name_character(c): n for c, n in counts.most_common()}
 
 
 def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -237,6 +285,11 @@ def compare(result: dict[str, Any], other: dict[str, Any], seed: int = 0) -> dic
         same = [a["digest"] == b["digest"] for a, b in zip(mine, theirs, strict=True)]
         out["identical"] = sum(same) / len(same)
     return out | {"utterances": len(mine)}
+
+
+def pick(row: Row) -> tuple[str, int]:
+    """What tells an utterance in two results."""
+    return row["id"], row["words"]
 
 
 def align(rows: Sequence[Row], others: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -315,6 +368,14 @@ def report(result: dict[str, Any]) -> str:
             f"{part['test_data']}: {part['utterances']} utterances, {part['words']} words, "
             f"WER {part['wer']:.2%} ({low:.2%} to {high:.2%}), CER {part['cer']:.2%}"
         )
+    if result.get("unwritable"):
+        names = [f"{name} in {n}" for name, n in result["unwritable"].items()]
+        lines.append(
+            f"note: references hold characters that the model cannot write: "
+            f"{', '.join(names[:10])}{', …' * (len(names) > 10)}"
+        )
+        if not result.get("normalized"):
+            lines.append("  --normalize leaves out punctuation and turns numbers into words")
     if result["worst"]:
         lines.append("worst utterances")
     for row in result["worst"]:
@@ -356,6 +417,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="processor threads (default: the idle cores but one, at least 1)")  # fmt: skip
     add("--limit", type=int, default=0, help="only the first so many of each set (default: all)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add(
+        "--normalize",
+        nargs="?",
+        const="en",
+        default="",
+        metavar="LANGUAGE",
+        help="compare words only: no capitals, no punctuation, numbers in words (of en; or fr, …)",
+    )
     add("--compare", metavar="RESULT", help="an earlier result on the same data: paired bootstrap")
     add("--no_speed", action="store_true", help="leave speed and memory out")
     add("--no_texts", action="store_true", help="write no texts to the file, only their counts")
@@ -374,7 +443,7 @@ def run(args: argparse.Namespace) -> int:
     result = evaluate_data(
         args.model_path, args.test_data, batch_size=args.batch_size, threads=args.threads,
         limit=args.limit, seed=args.seed, speed=not args.no_speed, beam=beam_from_flags(args),
-        other=args.compare,
+        other=args.compare, normalize=args.normalize,
     )  # fmt: skip
     texts = [report(result)]
     busy = result["machine"]["load_before"]
@@ -391,7 +460,12 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.output_file, result | {"utterances": rows})
         texts.append(f"written to {args.output_file}")
     print("\n".join(texts))
-    return 0
+    for row in result["failed"]:
+        print(f"error: {row['id']}: {row['error']}", file=sys.stderr)
+    if result["failed"]:
+        count = len(rows) + len(result["failed"])
+        print(f"{len(result['failed'])} of {count} recordings do not count", file=sys.stderr)
+    return 2 if result["failed"] else 0
 
 
 def main(argv: list[str] | None = None) -> int:
