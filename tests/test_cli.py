@@ -28,7 +28,7 @@ from asr.runtime.cli import (
     yes_no,
 )
 from asr.runtime.tokenizer import Tokenizer
-from compress import cli, core, finetuning, methods, report
+from compress import cli, core, finetuning, methods, report, run
 from tests.conftest import build_tiny_model
 from tests.corpus import write_corpus
 
@@ -360,7 +360,7 @@ def test_each_file_is_measured_once_and_by_one_thread(source, tmp_path, monkeypa
     monkeypatch.setattr(evaluation, "measure", measure)
     monkeypatch.setattr(evaluation, "load", load)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: loaded.append(("torch", n)))
-    monkeypatch.setattr(cli, "to_onnx", lambda checkpoint, path: path.write_bytes(b"stub"))
+    monkeypatch.setattr(run, "to_onnx", lambda checkpoint, path: path.write_bytes(b"stub"))
     flags = ("--method", "quantization", "--threads", "2", "--test_data", str(corpus / "dev.json"))
     assert cli.main(arguments(source, tmp_path / "out", *flags)) == 0
     assert timed == [(".onnx", 1)] * 2
@@ -409,14 +409,14 @@ def test_a_kill_while_measuring_loses_nothing(with_speech, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return rates
 
-    monkeypatch.setattr(cli, "measure_exported", killed)
+    monkeypatch.setattr(run, "measure_exported", killed)
     assert cli.main(with_speech) == 130
     written = json.loads((output / "compression.json").read_text())
     assert written["bytes_after"] > 0
     assert "evaluation" not in written
     model = (output / "model.pt").read_bytes()
-    monkeypatch.setattr(cli, "measure_exported", lambda *_: rates)
-    monkeypatch.setattr(cli, "compare", lambda *results: {})
+    monkeypatch.setattr(run, "measure_exported", lambda *_: rates)
+    monkeypatch.setattr(run, "compare", lambda *results: {})
     monkeypatch.setattr(finetuning.FineTuner, "train_step", None)
     assert cli.main(with_speech) == 0
     assert (output / "model.pt").read_bytes() == model
@@ -428,7 +428,7 @@ def test_a_full_disk_leaves_no_model_without_its_report(source, tmp_path, capsys
     def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(cli, "write_atomically", full)
+    monkeypatch.setattr(run, "write_atomically", full)
     assert cli.main(arguments(source, tmp_path / "out", "--method", "quantization")) == 2
     assert "compression.json: No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,17 +1,21 @@
 """The functions behind the commands: `import asr` is light, and the page about them is true."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import asr
+import compress
 from asr.network.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from compress import core
-from tests.corpus import write_corpus
+from compress.cli import parse_args
+from tests.corpus import tone_waveform, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +29,27 @@ def test_importing_loads_nothing_heavy():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_the_page_about_python_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+    corpus = write_corpus(tmp_path / "my_recordings")
+    (corpus / "test.json").write_text((corpus / "dev.json").read_text())
+    soundfile.write(tmp_path / "recording.wav", tone_waveform("abc"), 16000)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) >= 5
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["trained"].finished
+    assert names["small"].bytes_after < 0.5 * names["small"].bytes_before
+    assert names["after"]["model"].endswith("model.onnx")
+    printed = capsys.readouterr().out
+    assert re.search(r"WER \d+\.\d%, as int8 \d+\.\d%", printed)
+    for name in re.findall(r"`(\w+\.\w+)\(", page):
+        module, function = name.split(".")
+        assert callable(getattr(names[module], function))
 
 
 def test_evaluate_says_what_the_command_writes(tiny_checkpoint, tmp_path):
@@ -63,3 +88,31 @@ def test_weights_that_are_not_finite_are_refused_with_their_layer(
         core.run(load_checkpoint(tmp_path / "bad.pt"), [core.make_step("quantization", {})])
     assert not (tmp_path / "bad.onnx").exists()
     assert torch.isfinite(load_checkpoint(tiny_checkpoint).model.state_dict()[name]).all()
+
+
+def test_a_compression_is_checked_and_says_its_command(tiny_checkpoint, tmp_path, monkeypatch):
+    for settings, message in (
+        ({}, "give either --method"),
+        ({"method": "nothing"}, "unknown method 'nothing'"),
+        ({"method": "quantization", "precison": "int8"}, "unknown option 'precison'"),
+        ({"recipe": "r.json", "precision": "int8"}, "--precision goes with --method"),
+        ({"method": "quantization", "sensitivity": "scan.json"}, "--sensitivity goes with"),
+        ({"method": "quantization", "threads": -1}, "--threads -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compress.compress(tiny_checkpoint, tmp_path / "out", **settings)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="--output_dir is needed"):
+        compress.compress(tiny_checkpoint, method="quantization")
+    dry = compress.compress(tiny_checkpoint, method="quantization", dry_run=True)
+    made = compress.compress(
+        tiny_checkpoint, tmp_path / "out", method="quantization", exclude="head", asymmetric=True
+    )
+    assert dry.model_path is None
+    assert made.model_path == tmp_path / "out" / "model.pt"
+    assert dry.bytes_after < made.bytes_after < made.bytes_before
+    monkeypatch.chdir(tmp_path)
+    again = shlex.split(made.report["command"])
+    assert again[:2] == ["python", "compress.py"]
+    asked = vars(parse_args(again[2:]))
+    assert [asked[name] for name in ("exclude", "asymmetric")] == ["head", True]
