@@ -60,7 +60,7 @@ def load(
         speech(checkpoint, where),
         checkpoint.tokenizer,
         checkpoint.features,
-        config.subsampling_factor,
+        config.total_factor,
     )
     utterances = [u for u in utterances if u.duration <= SECONDS / 10]
     name = " ".join(places(where))

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     first = load_checkpoint(args.model_path[0])
     held_out, _ = drop_impossible(
         calibration.speech(first, args.data, "dev"), first.tokenizer, first.features,
-        first.model.config.subsampling_factor,
+        first.model.config.total_factor,
     )  # fmt: skip
     dataset = BatchDataset(held_out, first.tokenizer, first.features)
     speech = Calibration([dataset[key] for key in plain_batches(held_out, 8)], args.data)

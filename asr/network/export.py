@@ -168,7 +168,7 @@ def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
         "version": METADATA_VERSION,
         "features": config_to_dict(checkpoint.features),
         "tokens": checkpoint.tokenizer.tokens,
-        "subsampling_factor": model.config.subsampling_factor,
+        "subsampling_factor": model.config.total_factor,
         "parameters": count_weights(checkpoint.model),
         "one_at_a_time": any(getattr(module, "one_at_a_time", False) for module in model.modules()),
         "steps": [str(entry.get("step")) for entry in checkpoint.history],
@@ -176,7 +176,7 @@ def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:
     return {
         "model_type": "EncDecCTCModel",
         "vocab_size": str(len(checkpoint.tokenizer)),
-        "subsampling_factor": str(model.config.subsampling_factor),
+        "subsampling_factor": str(model.config.total_factor),
         "normalize_type": {"none": "NA"}.get(normalization, normalization),
         "version": __version__,
         METADATA_KEY: json.dumps(ours, ensure_ascii=False),

@@ -104,7 +104,7 @@ def stand_ins(model: ConformerCTC) -> list[onnx_ir.Function]:
         first = model.blocks[numbers[0]]
         assert isinstance(first, ConformerBlock)
         name = f"Block{len(functions)}"
-        functions.append(trace_block(first, name, model.config.d_model))
+        functions.append(trace_block(first, name))
         for i in numbers:
             model.blocks[i] = _Call(name, [once(x) for x in tensors_of(model.blocks[i]).values()])
     return functions
@@ -159,9 +159,10 @@ class _Body(nn.Module):
         return torch.func.functional_call(block, state, (x, positions, mask, padding_bias))
 
 
-def trace_block(block: ConformerBlock, name: str, d_model: int) -> onnx_ir.Function:
+def trace_block(block: ConformerBlock, name: str) -> onnx_ir.Function:
     """The block as the ONNX function asr::`name`."""
     batch, frames = EXAMPLE
+    (d_model,) = block.norm.normalized_shape
     mask = torch.ones(batch, frames, dtype=torch.bool)
     tensors = [x.detach() for x in tensors_of(block).values()]
     graph = export(

@@ -70,6 +70,9 @@ class ModelConfig:
     subsampling: str = "striding"  # or "dw_striding": depthwise-separable after the first stage
     subsampling_factor: int = 4
     subsampling_channels: int = 176
+    reduction_position: int = 0  # after so many blocks, frames are merged; 0: nowhere
+    reduction_factor: int = 1  # so many neighbouring frames become one
+    reduction_d_model: int = 0  # width of the blocks after it; 0: d_model
     dropout: float = 0.1
     intermediate_layers: tuple[int, ...] = ()  # CTC heads after these blocks, counted from 1
     self_conditioned: bool = False  # feed the intermediate posteriors back into the encoder
@@ -96,6 +99,7 @@ class ModelConfig:
             )
         if self.subsampling_factor not in (2, 4, 8):
             raise ValueError(f"subsampling_factor {self.subsampling_factor} is not one of 2, 4, 8")
+        self._check_reduction()
         if any(type(i) is not int or not 0 < i < self.n_layers for i in self.intermediate_layers):
             raise ValueError(
                 f"intermediate_layers {self.intermediate_layers} must lie in 1..{self.n_layers - 1}"
@@ -108,8 +112,39 @@ class ModelConfig:
             raise ValueError("own_norms is for shared blocks: give share_layers as well")
         if self.self_conditioned and not self.intermediate_layers:
             raise ValueError("self_conditioned needs intermediate_layers")
+        if any(i <= self.reduction_position for i in self.intermediate_layers):
+            raise ValueError(
+                f"intermediate_layers {self.intermediate_layers} must lie behind "
+                f"reduction_position {self.reduction_position}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must lie in [0, 1)")
+
+    def _check_reduction(self) -> None:
+        if self.reduction_factor not in (1, 2, 4):
+            raise ValueError(f"reduction_factor {self.reduction_factor} is not one of 1, 2, 4")
+        if not 0 <= self.reduction_position < self.n_layers:
+            raise ValueError(
+                f"reduction_position {self.reduction_position} must lie in 0..{self.n_layers - 1}"
+            )
+        if (self.reduction_position > 0) != (self.reduction_factor > 1):
+            raise ValueError("reduction_position and a reduction_factor above 1 need one another")
+        d = self.reduction_d_model
+        if d < 0 or d % self.n_heads or d % 2 or (d and not self.reduction_position):
+            raise ValueError(
+                f"reduction_d_model {d} must be even, divisible by n_heads {self.n_heads}, and 0 "
+                "without a reduction"
+            )
+
+    @property
+    def total_factor(self) -> int:
+        """Frames of features that become one frame of log-probabilities."""
+        return self.subsampling_factor * self.reduction_factor
+
+    @property
+    def d_output(self) -> int:
+        """Width of the last block, which the output layer reads."""
+        return self.reduction_d_model or self.d_model
 
 
 PRESETS: dict[str, dict[str, Any]] = {

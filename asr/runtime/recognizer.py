@@ -399,7 +399,7 @@ class TorchBackend:
             parameters=count_weights(self._model),
             tokens=checkpoint.tokenizer.tokens,
             features=checkpoint.features,
-            subsampling_factor=self._model.config.subsampling_factor,
+            subsampling_factor=self._model.config.total_factor,
             one_at_a_time=any(getattr(m, "one_at_a_time", False) for m in self._model.modules()),
             history=tuple(checkpoint.history),
         )
