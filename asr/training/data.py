@@ -19,9 +19,10 @@ from asr.runtime.features import log_mel, n_frames, normalize, raw_log_mel, subs
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.augment import (
     AugmentConfig,
-    augment_waveform,
+    degrade,
+    retime,
     spec_augment,
-    speed_factor,
+    timing,
     warp_frequency,
 )
 
@@ -78,11 +79,17 @@ class BatchDataset(Dataset[Batch]):
         if self.augment is None:
             return log_mel(waveform, self.features)
         rng = utterance_rng(self.seed, epoch, index)
-        speed = speed_factor(rng, self.augment)
-        waveform = augment_waveform(waveform, speed, rng, self.augment)
+        waveform = retime(waveform, timing(rng, self.augment), rng, self.augment.shift)
+        waveform = degrade(waveform, rng, self.augment, self._voices)
         features = warp_frequency(raw_log_mel(waveform, self.features), rng, self.augment)
         features = normalize(features, self.features)
         return spec_augment(features, rng, self.augment) if masks else features
+
+    def _voices(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Three to five other recordings, for babble."""
+        chosen = rng.integers(0, len(self.utterances), int(rng.integers(3, 6)))
+        paths = [self.utterances[i].audio_filepath for i in chosen]
+        return [read_audio(path, self.features.sample_rate) for path in paths]
 
 
 def padded_frames(n: int) -> int:
@@ -125,10 +132,9 @@ def epoch_batches(
     """
     rng = np.random.default_rng((seed, epoch))
     lengths = np.array(durations, dtype=np.float64)
-    if augment is not None and augment.speed:
-        lengths /= [
-            speed_factor(utterance_rng(seed, epoch, i), augment) for i in range(len(lengths))
-        ]
+    if augment is not None:
+        times = (timing(utterance_rng(seed, epoch, i), augment) for i in range(len(lengths)))
+        lengths = np.array([t.duration(x) for t, x in zip(times, durations, strict=True)])
     order = np.argsort(lengths * rng.uniform(1.0, 1.0 if sort else 1.1, len(lengths)))
     batches: list[tuple[int, ...]] = []
     group: list[int] = []

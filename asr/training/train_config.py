@@ -8,6 +8,9 @@ from typing import Any
 from asr.runtime.config import check_types
 from asr.training.augment import AugmentConfig
 
+# kinds of augmentation whose flag is a share of the utterances
+SHARES = ("silence", "reverb", "babble", "noise", "clip", "telephone", "codec", "level")
+
 
 def _flag(default: Any, help: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": help, **extra})
@@ -33,8 +36,15 @@ class TrainConfig:
     specaugment_start: float = _flag(0.1, "share of the run before SpecAugment begins")
     speed: float = _flag(0.1, "speed perturbation: 1 - x, 1, 1 + x; 0 for none")
     warp: float = _flag(0.05, "vocal-tract warp, up to this share")
-    noise: float = _flag(0.0, "share of utterances with added noise")
     gain: float = _flag(6.0, "random gain in dB")
+    silence: float = _flag(0.0, "share of utterances with up to 2 s of silence before and after")
+    reverb: float = _flag(0.0, "share of utterances in a reverberant room")
+    babble: float = _flag(0.0, "share of utterances with other speakers in the background")
+    noise: float = _flag(0.0, "share of utterances with coloured noise")
+    clip: float = _flag(0.0, "share of utterances with their peaks cut off")
+    telephone: float = _flag(0.0, "share of utterances by telephone: 8 kHz, mu-law or A-law")
+    codec: float = _flag(0.0, "share of utterances through MP3 or Opus at low bitrates")
+    level: float = _flag(0.0, "share of utterances at a level between -50 and -10 dBFS")
     time_masks: int = _flag(5, "SpecAugment time masks, 5 % of the length each; 0 for none")
     freq_masks: int = _flag(2, "SpecAugment frequency masks of up to 27 bins; 0 for none")
     max_duration: float = _flag(35.0, "longer utterances are left out, seconds")
@@ -61,7 +71,10 @@ class TrainConfig:
                      "freq_masks", "patience", "threads", "num_workers", "save_every"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
-        for name in ("intermediate_weight", "ema", "specaugment_start", "speed", "warp", "noise"):
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must lie in [0, 1]")
+        for name in ("intermediate_weight", "ema", "specaugment_start", "speed", "warp"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie in [0, 1)")
         for name, allowed in (
@@ -74,7 +87,5 @@ class TrainConfig:
 
     @property
     def augment(self) -> AugmentConfig:
-        return AugmentConfig(
-            speed=self.speed, warp=self.warp, noise=self.noise, gain=self.gain,
-            time_masks=self.time_masks, freq_masks=self.freq_masks,
-        )  # fmt: skip
+        names = ("speed", "warp", "gain", *SHARES, "time_masks", "freq_masks")
+        return AugmentConfig(**{name: getattr(self, name) for name in names})

@@ -1,0 +1,336 @@
+"""Gives a Conformer the ears of a trained phoneme recogniser, and writes it as a checkpoint.
+
+python scripts/teach_front.py --teacher hama_wheel/hama/assets/asr_waveform.hama \
+    --data_dir data --output_path runs/start.pt
+
+The teacher is the small Conformer-CTC inside the wheel `hama` 1.7.0 (Apache-2.0): its four blocks
+are ours with zero position weights. They become the first blocks here, behind our own features and
+a new stem, and both are taught to give the teacher's last hidden layer: the teacher hears the clean
+recording, the student what rooms and telephones made of it. No transcript is read. The blocks on
+top, at half the rate, and the output layer stay as they were initialised: train.py goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asr.audio import read_audio
+from asr.augment import AugmentConfig, degrade, retime, spec_augment, timing
+from asr.checkpoint import Checkpoint, save_checkpoint
+from asr.cli import guarded
+from asr.config import FeatureConfig, ModelConfig
+from asr.data import epoch_batches, utterance_rng
+from asr.features import log_mel
+from asr.machine import commit
+from asr.manifest import Utterance, load_dataset
+from asr.model import ConformerBlock, ConformerCTC, count_parameters, frame_context, valid_mask
+from asr.tokenizer import ENGLISH, Tokenizer
+
+BLOCKS, WIDTH = 4, 144
+# nameless matrices of a block, by their order in the file: feed-forward, attention, feed-forward
+MATRICES = ("ff1.up", "ff1.down", "attn.qkv", "attn.out", "ff2.up", "ff2.down")
+AUGMENT = AugmentConfig(
+    speed=0.1, warp=0, silence=0.3, reverb=0.2, babble=0.05, noise=0.25, clip=0.05, telephone=0.15,
+    codec=0.01, level=0.3, time_masks=2, freq_masks=1,
+)  # fmt: skip
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The arrays of a .hama file, as float32.
+
+    8 bytes of magic, a count, then entries: name, 1 for halves, sizes, offset and bytes of the
+    data, which begins at the next multiple of 16.
+    """
+    raw = Path(path).read_bytes()
+    place, found = 12, []
+
+    def take(form: str) -> tuple[int, ...]:
+        nonlocal place
+        values = struct.unpack_from("<" + form, raw, place)
+        place += struct.calcsize("<" + form)
+        return values
+
+    for _ in range(struct.unpack_from("<I", raw, 8)[0]):
+        (length,) = take("H")
+        name = take(f"{length}s")[0].decode()  # type: ignore[attr-defined]
+        half, rank = take("BB")
+        shape = take(f"{rank}I")
+        found.append((name, "<f2" if half else "<f4", shape, take("QQ")[0]))
+    start = -(-place // 16) * 16
+    return {
+        name: torch.tensor(
+            np.frombuffer(raw, kind, math.prod(shape), start + offset).astype("f4").reshape(shape)
+        )
+        for name, kind, shape, offset in found
+    }
+
+
+class Teacher(nn.Module):
+    """Waveforms (B, N) to its last hidden layer (B, T, 144), 50 frames a second, and symbols."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.tensors = read_tensors(path)
+        config = ModelConfig(d_model=WIDTH, n_layers=BLOCKS, dropout=0.0)
+        self.blocks = nn.ModuleList(ConformerBlock(config, WIDTH) for _ in range(BLOCKS))
+        for number, block in enumerate(self.blocks):
+            block.load_state_dict(block_state(self.tensors, number), strict=False)
+            block.attn.position.weight.data.zero_()
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.tensors
+        x = F.pad(waveforms[:, None], (200, 200), mode="reflect")  # (B, 1, N + 400)
+        real, imaginary = (
+            F.conv1d(x, w[f"stft_{part}_kernel"], stride=160) for part in ("real", "imag")
+        )
+        mel = (real**2 + imaginary**2).transpose(1, 2) @ w["mel_fb"]  # (B, 2 T, 80)
+        mel = (mel + 1e-6).log().transpose(1, 2)
+        stem = w["onnx::Conv_801"], w["onnx::Conv_802"]
+        y = F.gelu(F.conv1d(mel, *stem, stride=2, padding=1)).transpose(1, 2)  # (B, T, 144)
+        lengths = (lengths // 160 + 2) // 2
+        context = frame_context(y, lengths, True)
+        for block in self.blocks:
+            y = block(y, *context)
+        return y, lengths
+
+    def symbols(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities (B, T, 191) of the teacher's phonemes."""
+        head = "acoustic_model.model.proj."
+        weight, bias = self.tensors[head + "weight"][..., 0], self.tensors[head + "bias"]
+        return F.log_softmax(F.linear(hidden, weight, bias), dim=2)
+
+
+def block_state(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Our names and shapes for the teacher's block; its batch norms are folded already."""
+    start = f"acoustic_model.model.blocks.{number}."
+    own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    nameless = sorted(
+        (k for k in tensors if k.startswith("onnx::MatMul_")), key=lambda k: int(k.split("_")[1])
+    )
+    size = len(MATRICES)
+    chosen = [k for k in nameless if tensors[k].ndim == 2 and WIDTH in tensors[k].shape]
+    matrices = dict(
+        zip(MATRICES, (tensors[k] for k in chosen[size * number : size * (number + 1)]), strict=True)
+    )
+    state = {f"{part}.weight": matrices[part].T for part in MATRICES if part != "attn.qkv"}
+    for ours, theirs in (("ff1", "ffn1"), ("ff2", "ffn2")):
+        state |= {f"{ours}.norm.{x}": own[f"{theirs}.norm.{x}"] for x in ("weight", "bias")}
+        state |= {f"{ours}.up.bias": own[f"{theirs}.fc1.bias"]}
+        state |= {f"{ours}.down.bias": own[f"{theirs}.fc2.bias"]}
+    for ours, theirs in (("attn.norm", "attn_norm"), ("conv.norm", "conv.norm"), ("norm", "norm")):
+        state |= {f"{ours}.{x}": own[f"{theirs}.{x}"] for x in ("weight", "bias")}
+    thirds = matrices["attn.qkv"].T.chunk(3), own["attn.in_proj_bias"].chunk(3)
+    for name, weight, bias in zip(("query", "key", "value"), *thirds, strict=True):
+        state |= {f"attn.{name}.weight": weight, f"attn.{name}.bias": bias}
+    state["attn.out.bias"] = own["attn.out_proj.bias"]
+    for ours, theirs in (("conv.up", "conv.pointwise1"), ("conv.down", "conv.pointwise2")):
+        state |= {f"{ours}.weight": own[f"{theirs}.weight"][..., 0]}
+        state |= {f"{ours}.bias": own[f"{theirs}.bias"]}
+    depthwise = tensors[f"onnx::Conv_{804 + 3 * number}"]
+    state["conv.depthwise.weight"] = depthwise.reshape(WIDTH, 1, -1)
+    state["conv.depthwise.bias"] = tensors[f"onnx::Conv_{805 + 3 * number}"]
+    return {k: v.clone() for k, v in state.items()}
+
+
+@dataclass
+class Pair:
+    """One batch: what the student hears and what the teacher hears."""
+
+    features: Tensor  # (B, T, n_mels)
+    feature_lengths: Tensor
+    waveforms: Tensor  # (B, N)
+    waveform_lengths: Tensor
+
+
+class Pairs(torch.utils.data.Dataset[Pair]):
+    """Clean recordings and what rooms and telephones made of them, in batches."""
+
+    def __init__(self, utterances: Sequence[Utterance], augment: AugmentConfig, seed: int) -> None:
+        self.utterances, self.augment, self.seed = utterances, augment, seed
+
+    def __getitem__(self, key: tuple[int, tuple[int, ...]]) -> Pair:
+        epoch, indices = key
+        clean, heard = zip(*(self.pair(i, epoch) for i in indices), strict=True)
+        return Pair(
+            nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in heard], batch_first=True),
+            torch.tensor([len(x) for x in heard]),
+            nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in clean], batch_first=True),
+            torch.tensor([len(x) for x in clean]),
+        )
+
+    def pair(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = utterance_rng(self.seed, epoch, index)
+        waveform = read_audio(self.utterances[index].audio_filepath)
+        clean = retime(waveform, timing(rng, self.augment), rng, self.augment.shift)
+        clean = clean * np.float32(0.1 / max(float(clean.std()), 1e-4))
+        features = log_mel(degrade(clean, rng, self.augment, self.voices))
+        return clean, spec_augment(features, rng, self.augment)
+
+    def voices(self, rng: np.random.Generator) -> list[np.ndarray]:
+        chosen = rng.integers(0, len(self.utterances), 4)
+        return [read_audio(self.utterances[i].audio_filepath) for i in chosen]
+
+
+def start_model(teacher: Teacher, args: argparse.Namespace) -> ConformerCTC:
+    """The teacher's blocks under fresh ones, for characters."""
+    layers = BLOCKS + args.upper_blocks
+    config = ModelConfig(
+        vocab_size=len(Tokenizer.characters(ENGLISH)), d_model=WIDTH, n_layers=layers,
+        subsampling_factor=2, subsampling_channels=32, reduction_position=BLOCKS,
+        reduction_factor=2, reduction_d_model=args.upper_width, dropout=args.dropout,
+        intermediate_layers=(BLOCKS + args.upper_blocks // 2,), self_conditioned=True,
+    )  # fmt: skip
+    torch.manual_seed(args.seed)
+    model = ConformerCTC(config)
+    for own, other in zip(model.blocks, teacher.blocks, strict=False):
+        own.load_state_dict(other.state_dict())
+    return model
+
+
+@torch.no_grad()
+def measure_batch_norms(model: ConformerCTC, batches: Sequence[Pair]) -> None:
+    """Gives the batch norms of the front real statistics, and leaves what they compute as it is."""
+    norms = [block.conv.batch_norm for block in model.blocks[:BLOCKS]]
+    inputs: list[list[Tensor]] = [[] for _ in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0][given[1]]))
+        for norm, kept in zip(norms, inputs, strict=True)
+    ]
+    for batch in batches:
+        model.front(batch.features, batch.feature_lengths, BLOCKS)
+    for norm, kept, hook in zip(norms, inputs, hooks, strict=True):
+        hook.remove()
+        old_scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        old_shift = norm.bias - norm.running_mean * old_scale
+        mean, var = torch.cat(kept).mean(0), torch.cat(kept).var(0)
+        norm.weight.copy_(old_scale * torch.sqrt(var + norm.eps))
+        norm.bias.copy_(old_shift + mean * old_scale)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+
+
+def distance(
+    teacher: Teacher, model: ConformerCTC, batch: Pair
+) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Squared error a number, divergence of the symbols a frame, frames, and agreeing frames.
+
+    The agreement is over frames at which the teacher says a phoneme.
+    """
+    wanted, lengths = teacher(batch.waveforms, batch.waveform_lengths)
+    got, _ = model.front(batch.features, batch.feature_lengths, BLOCKS)
+    mask = valid_mask(lengths, wanted.shape[1])
+    wanted, got = wanted[mask].clone(), got[:, : wanted.shape[1]][mask]
+    target, symbols = teacher.symbols(wanted[None])[0], teacher.symbols(got[None])[0]
+    divergence = F.kl_div(symbols, target, reduction="batchmean", log_target=True)
+    spoken = target.argmax(1) != target.shape[1] - 1
+    same = (target.argmax(1) == symbols.argmax(1))[spoken].float().mean()
+    return F.mse_loss(got, wanted), divergence, len(wanted), same
+
+
+def teach(
+    teacher: Teacher, model: ConformerCTC, utterances: list[Utterance], args: argparse.Namespace
+) -> None:
+    """AdamW, cosine; the stem alone for the first sixth of the time, then the blocks along."""
+    pairs = Pairs(utterances, AUGMENT, args.seed)
+    front = [model.subsampling, *model.blocks[:BLOCKS]]
+    parameters = [
+        {"params": front[0].parameters(), "scale": 1.0},
+        {"params": [p for block in front[1:] for p in block.parameters()], "scale": 0.3},
+    ]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3, betas=(0.9, 0.98), fused=True)
+    learnt = [p for group in optimizer.param_groups for p in group["params"]]
+    durations, begin, seconds, step = [u.duration for u in utterances], time.time(), 0.0, 0
+    model.eval()  # batch norms keep their statistics
+    for epoch in range(1000):
+        batches = epoch_batches(durations, epoch, 32, 60.0, args.seed, augment=AUGMENT)
+        loader = torch.utils.data.DataLoader(
+            pairs, batch_size=None, sampler=[(epoch, b) for b in batches],
+            num_workers=args.num_workers, worker_init_fn=lambda _: torch.set_num_threads(1),
+        )  # fmt: skip
+        for batch in loader:
+            progress = (time.time() - begin) / (60 * args.minutes)
+            if progress >= 1:
+                return
+            rate = args.learning_rate * min(1, (step + 1) / 50)
+            rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"] * (group["scale"] == 1 or progress > 1 / 6)
+            error, divergence, _, same = distance(teacher, model, batch)
+            (error + 0.3 * divergence).backward()
+            nn.utils.clip_grad_norm_(learnt, 5.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds += float(batch.feature_lengths.sum()) / 100
+            step += 1
+            if step % 20 == 0:
+                print(
+                    f"{time.time() - begin:6.0f} s  step {step:5}  {seconds / 3600:5.2f} h heard  "
+                    f"error {float(error):.4f}  divergence {float(divergence):.4f}  "
+                    f"same phoneme {float(same):.3f}", flush=True,
+                )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    teacher = Teacher(args.teacher)
+    utterances = [u for u in load_dataset(args.data_dir, "train") if u.duration <= 20]
+    model = start_model(teacher, args)
+    print(f"{count_parameters(model) / 1e6:.2f} M parameters, {len(utterances)} recordings")
+    teach(teacher, model, utterances, args)
+    pairs = Pairs(utterances, AUGMENT, args.seed + 1)
+    some = [pairs[0, tuple(range(i, len(utterances), len(utterances) // 8))] for i in range(4)]
+    with torch.no_grad():
+        before = [distance(teacher, model, batch) for batch in some]
+        measure_batch_norms(model, some)
+        after = [distance(teacher, model, batch) for batch in some]
+    for what, rows in (("at the end", before), ("with batch norms measured", after)):
+        print(f"{what}: " + ", ".join(f"{float(sum(r[i] for r in rows)) / len(rows):.4f}" for i in (0, 1, 3)))
+    step = {"step": "teach_front", "teacher": Path(args.teacher).name, "minutes": args.minutes,
+            "learning_rate": args.learning_rate, "seed": args.seed, "commit": commit()}  # fmt: skip
+    tokenizer = Tokenizer.characters(ENGLISH)
+    save_checkpoint(args.output_path, Checkpoint(model, tokenizer, FeatureConfig(), {}, [step]))
+    print(f"wrote {args.output_path}")
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--teacher", required=True, help="asr_waveform.hama of the wheel hama 1.7.0")
+    add("--data_dir", required=True, help="manifests; the train* are heard, their texts not read")
+    add("--output_path", required=True, help="checkpoint to write")
+    add("--upper_blocks", type=int, default=5, help="fresh blocks on top (%(default)s)")
+    add("--upper_width", type=int, default=176, help="their width (%(default)s)")
+    add("--dropout", type=float, default=0.05, help="in the blocks (%(default)s)")
+    add("--minutes", type=float, default=10.0, help="of teaching (%(default)s)")
+    add("--learning_rate", type=float, default=2e-3, help="peak, for the stem (%(default)s)")
+    add("--threads", type=int, default=1, help="processor threads (%(default)s)")
+    add("--num_workers", type=int, default=1, help="processes that read audio (%(default)s)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
