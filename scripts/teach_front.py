@@ -28,17 +28,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.audio import read_audio
-from asr.augment import AugmentConfig, degrade, retime, spec_augment, timing
-from asr.checkpoint import Checkpoint, save_checkpoint
-from asr.cli import guarded
-from asr.config import FeatureConfig, ModelConfig
-from asr.data import epoch_batches, utterance_rng
-from asr.features import log_mel
-from asr.machine import commit
-from asr.manifest import Utterance, load_dataset
-from asr.model import ConformerBlock, ConformerCTC, count_parameters, frame_context, valid_mask
-from asr.tokenizer import ENGLISH, Tokenizer
+from asr.common.provenance import commit
+from asr.corpus.manifest import Utterance, load_dataset
+from asr.network.checkpoint import Checkpoint, save_checkpoint
+from asr.network.model import (
+    ConformerBlock,
+    ConformerCTC,
+    count_parameters,
+    frame_context,
+    valid_mask,
+)
+from asr.runtime.audio import read_audio
+from asr.runtime.cli import guarded
+from asr.runtime.config import FeatureConfig, ModelConfig
+from asr.runtime.features import log_mel
+from asr.runtime.tokenizer import ENGLISH, Tokenizer
+from asr.training.augment import AugmentConfig, degrade, retime, spec_augment, timing
+from asr.training.data import epoch_batches, utterance_rng
 
 BLOCKS, WIDTH = 4, 144
 # nameless matrices of a block, by their order in the file: feed-forward, attention, feed-forward
@@ -92,8 +98,8 @@ class Teacher(nn.Module):
             block.attn.position.weight.data.zero_()
         self.eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def stem(self, waveforms: Tensor) -> Tensor:
+        """What the first block is given, (B, T, 144)."""
         w = self.tensors
         x = F.pad(waveforms[:, None], (200, 200), mode="reflect")  # (B, 1, N + 400)
         real, imaginary = (
@@ -102,7 +108,11 @@ class Teacher(nn.Module):
         mel = (real**2 + imaginary**2).transpose(1, 2) @ w["mel_fb"]  # (B, 2 T, 80)
         mel = (mel + 1e-6).log().transpose(1, 2)
         stem = w["onnx::Conv_801"], w["onnx::Conv_802"]
-        y = F.gelu(F.conv1d(mel, *stem, stride=2, padding=1)).transpose(1, 2)  # (B, T, 144)
+        return F.gelu(F.conv1d(mel, *stem, stride=2, padding=1)).transpose(1, 2)
+
+    @torch.no_grad()
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.stem(waveforms)
         lengths = (lengths // 160 + 2) // 2
         context = frame_context(y, lengths, True)
         for block in self.blocks:
@@ -204,6 +214,38 @@ def start_model(teacher: Teacher, args: argparse.Namespace) -> ConformerCTC:
 
 
 @torch.no_grad()
+def fit_stem(teacher: Teacher, model: ConformerCTC, batches: Sequence[Pair]) -> None:
+    """The stem's Linear by least squares: the nearest it comes to what the teacher's stem gives.
+
+    Six of the convolution's channels hand on the features as they are, of three frames and either
+    sign; the others stay random.
+    """
+    stem = model.subsampling
+    weight = stem.convs[0].weight
+    weight[:6] = 0.0
+    for channel in range(6):
+        weight[channel, 0, channel // 2, 1] = 1.0 - 2.0 * (channel % 2)
+        stem.convs[0].bias[channel] = 0.0
+    given: list[Tensor] = []
+    hook = stem.out.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    size = stem.out.in_features + 1
+    gram, moment = torch.zeros(size, size), torch.zeros(size, WIDTH)
+    for batch in batches:
+        wanted = teacher.stem(batch.waveforms) / math.sqrt(WIDTH)
+        stem(batch.features, batch.feature_lengths)
+        mask = valid_mask((batch.feature_lengths + 1) // 2, given[-1].shape[1])
+        x, y = given.pop()[mask], wanted[:, : mask.shape[1]][mask]
+        x = F.pad(x, (0, 1), value=1.0)
+        gram += x.T @ x
+        moment += x.T @ y
+    hook.remove()
+    gram += 1e-3 * gram.diagonal().mean() * torch.eye(size)
+    solved = torch.linalg.solve(gram, moment)
+    stem.out.weight.copy_(solved[:-1].T)
+    stem.out.bias.copy_(solved[-1])
+
+
+@torch.no_grad()
 def measure_batch_norms(model: ConformerCTC, batches: Sequence[Pair]) -> None:
     """Gives the batch norms of the front real statistics, and leaves what they compute as it is."""
     norms = [block.conv.batch_norm for block in model.blocks[:BLOCKS]]
@@ -258,7 +300,7 @@ def teach(
     durations, begin, seconds, step = [u.duration for u in utterances], time.time(), 0.0, 0
     model.eval()  # batch norms keep their statistics
     for epoch in range(1000):
-        batches = epoch_batches(durations, epoch, 32, 60.0, args.seed, augment=AUGMENT)
+        batches = epoch_batches(durations, epoch, 32, 16.0, args.seed, augment=AUGMENT)
         loader = torch.utils.data.DataLoader(
             pairs, batch_size=None, sampler=[(epoch, b) for b in batches],
             num_workers=args.num_workers, worker_init_fn=lambda _: torch.set_num_threads(1),
@@ -278,10 +320,10 @@ def teach(
             optimizer.zero_grad(set_to_none=True)
             seconds += float(batch.feature_lengths.sum()) / 100
             step += 1
-            if step % 20 == 0:
+            if step % 50 == 0:
                 print(
                     f"{time.time() - begin:6.0f} s  step {step:5}  {seconds / 3600:5.2f} h heard  "
-                    f"error {float(error):.4f}  divergence {float(divergence):.4f}  "
+                    f"error {float(error.detach()):.4f}  divergence {float(divergence.detach()):.4f}  "
                     f"same phoneme {float(same):.3f}", flush=True,
                 )  # fmt: skip
 
@@ -292,6 +334,10 @@ def run(args: argparse.Namespace) -> int:
     utterances = [u for u in load_dataset(args.data_dir, "train") if u.duration <= 20]
     model = start_model(teacher, args)
     print(f"{count_parameters(model) / 1e6:.2f} M parameters, {len(utterances)} recordings")
+    pairs = Pairs(utterances, AUGMENT, args.seed + 2)
+    random = np.random.default_rng(args.seed)
+    chosen = [tuple(random.integers(0, len(utterances), 8).tolist()) for _ in range(30)]
+    fit_stem(teacher, model, [pairs[0, part] for part in chosen])
     teach(teacher, model, utterances, args)
     pairs = Pairs(utterances, AUGMENT, args.seed + 1)
     some = [pairs[0, tuple(range(i, len(utterances), len(utterances) // 8))] for i in range(4)]

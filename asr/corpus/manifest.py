@@ -15,7 +15,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from asr.runtime.audio import EXTENSIONS, audio_duration
@@ -39,6 +39,7 @@ class Utterance:
     text: str
     speaker: str = ""
     id: str = ""
+    corpus: str = ""  # name of the split that it was read from
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -234,8 +235,10 @@ def load_splits(data_dir: Data, dev_share: float = 0.05, seed: int = 0) -> Split
             f"{where}: no split named train* (found {', '.join(sources)}); "
             "training needs one, dev* is optional"
         )
-    train = [u for name in names["train"] for u in read_source(sources[name])]
-    dev = [u for name in names["dev"] for u in read_source(sources[name])]
+    train, dev = (
+        [replace(u, corpus=name) for name in names[part] for u in read_source(sources[name])]
+        for part in ("train", "dev")
+    )
     notes = [f"not used: {name} (neither train*, dev* nor test*)" for name in names[""]]
     if dev:
         check_disjoint(train, dev)
@@ -260,7 +263,7 @@ def hold_out(
     random.Random(seed).shuffle(groups)
     chosen = set(groups[: min(len(groups) - 1, max(1, round(share * len(groups))))])
     held = [(u.speaker if by_speaker else u.audio_filepath) in chosen for u in utterances]
-    dev = [u for u, out in zip(utterances, held, strict=True) if out]
+    dev = [replace(u, corpus="dev") for u, out in zip(utterances, held, strict=True) if out]
     train = [u for u, out in zip(utterances, held, strict=True) if not out]
     what = f"{len(chosen)} of {len(groups)} {'speakers' if by_speaker else 'recordings'}"
     why = "" if by_speaker else "; speakers unknown, so the same voices may be in both"

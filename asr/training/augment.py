@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from asr import rooms
+from asr.training import rooms
 
 Array = npt.NDArray[np.float32]
 Voices = Callable[[np.random.Generator], list[Array]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +26,7 @@ from asr.training.augment import (
     warp_frequency,
 )
 
+Front = Callable[[Tensor, Tensor], Tensor]  # features and lengths to hidden frames
 Key = tuple[int, bool, tuple[int, ...]]  # epoch, SpecAugment on, utterance indices
 
 
@@ -33,7 +34,7 @@ Key = tuple[int, bool, tuple[int, ...]]  # epoch, SpecAugment on, utterance indi
 class Batch:
     """Padded features and targets of B utterances."""
 
-    features: Tensor  # (B, T, n_mels) float32
+    features: Tensor  # (B, T, n_mels) float32, or what a front made of them
     feature_lengths: Tensor  # (B,) int64
     targets: Tensor  # (B, S) int64
     target_lengths: Tensor  # (B,) int64
@@ -42,7 +43,10 @@ class Batch:
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes whole batches, so that a worker does all the work of one."""
+    """Makes whole batches, so that a worker does all the work of one.
+
+    That includes a `front` of the network that is not trained, if one is set.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class BatchDataset(Dataset[Batch]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
     ) -> None:
+        self.front: Front | None = None
         self.utterances = utterances
         self.features = features
         self.augment = augment
@@ -63,9 +68,11 @@ class BatchDataset(Dataset[Batch]):
         features = [self._features(i, epoch, masks) for i in indices]
         targets = [self.targets[i] for i in indices]
         width = padded_frames(max(len(f) for f in features))
+        padded = torch.stack([torch.from_numpy(pad_frames(f, width)) for f in features])
+        lengths = torch.tensor([len(f) for f in features])
         return Batch(
-            features=torch.stack([torch.from_numpy(pad_frames(f, width)) for f in features]),
-            feature_lengths=torch.tensor([len(f) for f in features]),
+            features=self.front(padded, lengths) if self.front else padded,
+            feature_lengths=lengths,
             targets=torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
             target_lengths=torch.tensor([len(t) for t in targets]),
             indices=indices,
@@ -122,10 +129,12 @@ def epoch_batches(
     seed: int = 0,
     sort: bool = False,
     augment: AugmentConfig | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> list[tuple[int, ...]]:
     """Groups utterances of like length; at most `batch_size` of them and `batch_seconds` padded.
 
-    An utterance longer than `batch_seconds` is a batch of its own.
+    An utterance longer than `batch_seconds` is a batch of its own. `chosen`: only these, or some
+    of them more than once.
 
     Durations are those after speed perturbation, plus up to 10 % of jitter, so that the same
     utterances do not always meet. Batches come in random order, or the shortest first (`sort`).
@@ -135,11 +144,12 @@ def epoch_batches(
     if augment is not None:
         times = (timing(utterance_rng(seed, epoch, i), augment) for i in range(len(lengths)))
         lengths = np.array([t.duration(x) for t, x in zip(times, durations, strict=True)])
-    order = np.argsort(lengths * rng.uniform(1.0, 1.0 if sort else 1.1, len(lengths)))
+    part = np.arange(len(lengths)) if chosen is None else np.array(chosen)
+    part = part[np.argsort(lengths[part] * rng.uniform(1.0, 1.0 if sort else 1.1, len(part)))]
     batches: list[tuple[int, ...]] = []
     group: list[int] = []
     longest = 0.0
-    for i in order.tolist():
+    for i in part.tolist():
         size = padded_frames(int(lengths[i] * 100) + 1) / 100  # seconds; a frame is 10 ms
         widest = max(longest, size)
         if group and (len(group) == batch_size or widest * (len(group) + 1) > batch_seconds):
@@ -152,6 +162,24 @@ def epoch_batches(
     if not sort:
         rng.shuffle(batches)
     return batches
+
+
+def draw_corpora(
+    corpora: Sequence[str], weights: Mapping[str, float], epoch: int, seed: int = 0
+) -> list[int]:
+    """The utterances of an epoch: of every corpus its weight (1 by default) times its size.
+
+    A corpus of weight 0.5 is gone through once in two epochs, in random order.
+    """
+    chosen: list[int] = []
+    for number, name in enumerate(sorted(set(corpora))):
+        own = np.array([i for i, corpus in enumerate(corpora) if corpus == name])
+        count = round(weights.get(name, 1.0) * len(own))
+        place = np.arange(epoch * count, (epoch + 1) * count)
+        for turn in np.unique(place // len(own)):
+            order = np.random.default_rng((seed, number, int(turn))).permutation(own)
+            chosen += order[place[place // len(own) == turn] % len(own)].tolist()
+    return chosen
 
 
 def make_loader(

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def make_optimizer(
-    model: nn.Module, name: str, learning_rate: float, weight_decay: float
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    front: Collection[nn.Parameter] = (),
+    front_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Fused AdamW (or Adam, without decay); weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay if name == "adamw" else 0.0},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    """Fused AdamW (or Adam, without decay); weight decay on matrices only.
+
+    The parameters of `front` learn at `front_rate` times the rate.
+    """
+    ours = {id(p) for p in front}
+    groups: list[dict[str, Any]] = []
+    for inside in (False, True) if ours else (False,):
+        part = [p for p in model.parameters() if p.requires_grad and (id(p) in ours) == inside]
+        decay = weight_decay if name == "adamw" else 0.0
+        for matrices in (True, False):
+            own = [p for p in part if (p.ndim > 1) == matrices]
+            groups.append(
+                {"params": own, "weight_decay": decay if matrices else 0.0,
+                 "scale": front_rate if inside else 1.0}
+            )  # fmt: skip
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 

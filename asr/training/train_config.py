@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from asr.runtime.cli import number
 from asr.runtime.config import check_types
 from asr.training.augment import AugmentConfig
 
@@ -32,6 +33,13 @@ class TrainConfig:
     grad_clip: float = _flag(5.0, "largest gradient norm")
     intermediate_weight: float = _flag(0.3, "share of the intermediate CTC in the loss")
     ema: float = _flag(0.999, "decay of the averaged weights that are kept; 0 keeps the last ones")
+    corpus_weights: str = _flag(
+        "", "how often an epoch reads a corpus, 'common_voice=2,minds14=0.3': a name is that of a "
+        "manifest without train-; 1 for the others", metavar="NAME=X,…",
+    )  # fmt: skip
+    freeze_blocks: int = _flag(0, "the stem and so many blocks keep their batch statistics, and…")
+    freeze_epochs: int = _flag(0, "…their weights for so many epochs; run by the loader's processes")
+    front_rate: float = _flag(0.1, "share of the learning rate at which they learn afterwards")
     sorted_epochs: int = _flag(1, "first epochs that go from short to long utterances")
     specaugment_start: float = _flag(0.1, "share of the run before SpecAugment begins")
     speed: float = _flag(0.1, "speed perturbation: 1 - x, 1, 1 + x; 0 for none")
@@ -63,12 +71,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.weights()
         for name in ("epochs", "batch_size", "batch_seconds", "accumulate", "learning_rate",
                      "grad_clip", "log_every", "max_duration"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "warmup_steps", "sorted_epochs", "gain", "time_masks",
-                     "freq_masks", "patience", "threads", "num_workers", "save_every"):  # fmt: skip
+                     "freq_masks", "patience", "threads", "num_workers", "save_every",
+                     "freeze_blocks", "freeze_epochs", "front_rate"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in SHARES:
@@ -84,6 +94,19 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--{name} must be one of {', '.join(allowed)}")
+
+    def weights(self) -> dict[str, float]:
+        """corpus_weights as a dict; ValueError for what is none."""
+        found: dict[str, float] = {}
+        for part in filter(None, self.corpus_weights.split(",")):
+            name, _, value = part.partition("=")
+            try:
+                found[name.strip()] = number(value)
+            except ValueError:
+                found[name.strip()] = -1.0
+            if found[name.strip()] < 0:
+                raise ValueError(f"--corpus_weights {part!r} must be NAME=NUMBER")
+        return found
 
     @property
     def augment(self) -> AugmentConfig:
