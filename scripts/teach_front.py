@@ -135,9 +135,8 @@ def block_state(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     )
     size = len(MATRICES)
     chosen = [k for k in nameless if tensors[k].ndim == 2 and WIDTH in tensors[k].shape]
-    matrices = dict(
-        zip(MATRICES, (tensors[k] for k in chosen[size * number : size * (number + 1)]), strict=True)
-    )
+    own_names = chosen[size * number : size * (number + 1)]
+    matrices = {ours: tensors[k] for ours, k in zip(MATRICES, own_names, strict=True)}
     state = {f"{part}.weight": matrices[part].T for part in MATRICES if part != "attn.qkv"}
     for ours, theirs in (("ff1", "ffn1"), ("ff2", "ffn2")):
         state |= {f"{ours}.norm.{x}": own[f"{theirs}.norm.{x}"] for x in ("weight", "bias")}
@@ -267,12 +266,10 @@ def measure_batch_norms(model: ConformerCTC, batches: Sequence[Pair]) -> None:
         norm.running_var.copy_(var)
 
 
-def distance(
-    teacher: Teacher, model: ConformerCTC, batch: Pair
-) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Squared error a number, divergence of the symbols a frame, frames, and agreeing frames.
+def distance(teacher: Teacher, model: ConformerCTC, batch: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared error a number, divergence of the symbols a frame, and how many frames agree.
 
-    The agreement is over frames at which the teacher says a phoneme.
+    That is of the frames at which the teacher says a phoneme.
     """
     wanted, lengths = teacher(batch.waveforms, batch.waveform_lengths)
     got, _ = model.front(batch.features, batch.feature_lengths, BLOCKS)
@@ -282,7 +279,7 @@ def distance(
     divergence = F.kl_div(symbols, target, reduction="batchmean", log_target=True)
     spoken = target.argmax(1) != target.shape[1] - 1
     same = (target.argmax(1) == symbols.argmax(1))[spoken].float().mean()
-    return F.mse_loss(got, wanted), divergence, len(wanted), same
+    return F.mse_loss(got, wanted), divergence, same
 
 
 def teach(
@@ -313,8 +310,9 @@ def teach(
             rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"] * (group["scale"] == 1 or progress > 1 / 6)
-            error, divergence, _, same = distance(teacher, model, batch)
+            error, divergence, same = distance(teacher, model, batch)
             (error + 0.3 * divergence).backward()
+            near = error.item(), divergence.item(), same.item()
             nn.utils.clip_grad_norm_(learnt, 5.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -323,8 +321,8 @@ def teach(
             if step % 50 == 0:
                 print(
                     f"{time.time() - begin:6.0f} s  step {step:5}  {seconds / 3600:5.2f} h heard  "
-                    f"error {float(error.detach()):.4f}  divergence {float(divergence.detach()):.4f}  "
-                    f"same phoneme {float(same):.3f}", flush=True,
+                    "error {:.4f}  divergence {:.4f}  same phoneme {:.3f}".format(*near),
+                    flush=True,
                 )  # fmt: skip
 
 
@@ -346,7 +344,8 @@ def run(args: argparse.Namespace) -> int:
         measure_batch_norms(model, some)
         after = [distance(teacher, model, batch) for batch in some]
     for what, rows in (("at the end", before), ("with batch norms measured", after)):
-        print(f"{what}: " + ", ".join(f"{float(sum(r[i] for r in rows)) / len(rows):.4f}" for i in (0, 1, 3)))
+        means = [float(torch.stack(column).mean()) for column in zip(*rows, strict=True)]
+        print(f"{what}: " + "error {:.4f}  divergence {:.4f}  same phoneme {:.3f}".format(*means))
     step = {"step": "teach_front", "teacher": Path(args.teacher).name, "minutes": args.minutes,
             "learning_rate": args.learning_rate, "seed": args.seed, "commit": commit()}  # fmt: skip
     tokenizer = Tokenizer.characters(ENGLISH)
