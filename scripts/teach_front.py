@@ -4,7 +4,7 @@ python scripts/teach_front.py --teacher hama_wheel/hama/assets/asr_waveform.hama
     --data_dir data --output_path runs/start.pt
 
 The teacher is the small Conformer-CTC inside the wheel `hama` 1.7.0 (Apache-2.0): its four blocks
-are ours with zero position weights. They become the first blocks here, behind our own features and
+are ours without positions. They become the first blocks here, behind our own features and
 a new stem, and both are taught to give the teacher's last hidden layer: the teacher hears the clean
 recording, the student what rooms and telephones made of it. No transcript is read. The blocks on
 top, at half the rate, and the output layer stay as they were initialised: train.py goes on.
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from asr.common.provenance import commit
 from asr.corpus.manifest import Utterance, load_dataset
-from asr.network.checkpoint import Checkpoint, save_checkpoint
+from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.model import (
     ConformerBlock,
     ConformerCTC,
@@ -50,8 +50,8 @@ BLOCKS, WIDTH = 4, 144
 # nameless matrices of a block, by their order in the file: feed-forward, attention, feed-forward
 MATRICES = ("ff1.up", "ff1.down", "attn.qkv", "attn.out", "ff2.up", "ff2.down")
 AUGMENT = AugmentConfig(
-    speed=0.1, warp=0, silence=0.3, reverb=0.2, babble=0.05, noise=0.25, clip=0.05, telephone=0.15,
-    codec=0.01, level=0.3, time_masks=2, freq_masks=1,
+    speed=0.1, warp=0, silence=0.2, reverb=0.1, babble=0.03, noise=0.2, clip=0.03, telephone=0.1,
+    codec=0.005, level=0.2, time_masks=0, freq_masks=0,
 )  # fmt: skip
 
 
@@ -92,10 +92,11 @@ class Teacher(nn.Module):
         super().__init__()
         self.tensors = read_tensors(path)
         config = ModelConfig(d_model=WIDTH, n_layers=BLOCKS, dropout=0.0)
-        self.blocks = nn.ModuleList(ConformerBlock(config, WIDTH) for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(
+            ConformerBlock(config, WIDTH, plain=True) for _ in range(BLOCKS)
+        )
         for number, block in enumerate(self.blocks):
             block.load_state_dict(block_state(self.tensors, number), strict=False)
-            block.attn.position.weight.data.zero_()
         self.eval().requires_grad_(False)
 
     def stem(self, waveforms: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def start_model(teacher: Teacher, args: argparse.Namespace) -> ConformerCTC:
     config = ModelConfig(
         vocab_size=len(Tokenizer.characters(ENGLISH)), d_model=WIDTH, n_layers=layers,
         subsampling_factor=2, subsampling_channels=32, reduction_position=BLOCKS,
-        reduction_factor=2, reduction_d_model=args.upper_width, dropout=args.dropout,
+        reduction_factor=2, plain_blocks=BLOCKS, reduction_d_model=args.upper_width, dropout=args.dropout,
         intermediate_layers=(BLOCKS + args.upper_blocks // 2,), self_conditioned=True,
     )  # fmt: skip
     torch.manual_seed(args.seed)
@@ -330,12 +331,13 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     teacher = Teacher(args.teacher)
     utterances = [u for u in load_dataset(args.data_dir, "train") if u.duration <= 20]
-    model = start_model(teacher, args)
+    model = load_checkpoint(args.init_from).model if args.init_from else start_model(teacher, args)
     print(f"{count_parameters(model) / 1e6:.2f} M parameters, {len(utterances)} recordings")
     pairs = Pairs(utterances, AUGMENT, args.seed + 2)
     random = np.random.default_rng(args.seed)
     chosen = [tuple(random.integers(0, len(utterances), 8).tolist()) for _ in range(30)]
-    fit_stem(teacher, model, [pairs[0, part] for part in chosen])
+    if not args.init_from:
+        fit_stem(teacher, model, [pairs[0, part] for part in chosen])
     teach(teacher, model, utterances, args)
     pairs = Pairs(utterances, AUGMENT, args.seed + 1)
     some = [pairs[0, tuple(range(i, len(utterances), len(utterances) // 8))] for i in range(4)]
@@ -360,6 +362,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--teacher", required=True, help="asr_waveform.hama of the wheel hama 1.7.0")
     add("--data_dir", required=True, help="manifests; the train* are heard, their texts not read")
     add("--output_path", required=True, help="checkpoint to write")
+    add("--init_from", help="a checkpoint of this script, to teach it further")
     add("--upper_blocks", type=int, default=5, help="fresh blocks on top (%(default)s)")
     add("--upper_width", type=int, default=176, help="their width (%(default)s)")
     add("--dropout", type=float, default=0.05, help="in the blocks (%(default)s)")

@@ -73,6 +73,7 @@ class ModelConfig:
     reduction_position: int = 0  # after so many blocks, frames are merged; 0: nowhere
     reduction_factor: int = 1  # so many neighbouring frames become one
     reduction_d_model: int = 0  # width of the blocks after it; 0: d_model
+    plain_blocks: int = 0  # so many first blocks attend without relative positions
     dropout: float = 0.1
     intermediate_layers: tuple[int, ...] = ()  # CTC heads after these blocks, counted from 1
     self_conditioned: bool = False  # feed the intermediate posteriors back into the encoder
@@ -127,6 +128,8 @@ class ModelConfig:
             raise ValueError(
                 f"reduction_position {self.reduction_position} must lie in 0..{self.n_layers - 1}"
             )
+        if not 0 <= self.plain_blocks <= self.n_layers:
+            raise ValueError(f"plain_blocks {self.plain_blocks} must lie in 0..{self.n_layers}")
         if (self.reduction_position > 0) != (self.reduction_factor > 1):
             raise ValueError("reduction_position and a reduction_factor above 1 need one another")
         d = self.reduction_d_model

@@ -18,7 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import ConvModule, ConvSubsampling, FeedForward, RelPositionAttention
+from asr.network.model import (
+    ConvModule,
+    ConvSubsampling,
+    FeedForward,
+    PlainAttention,
+    RelPositionAttention,
+)
 from compress import core
 from compress.allocation import tensor_bytes
 from compress.calibration import (
@@ -32,7 +38,7 @@ from compress.calibration import (
 from compress.feedback import LARGEST
 from compress.pruning import removal
 
-PRUNABLE = (FeedForward, RelPositionAttention, ConvModule, ConvSubsampling)
+PRUNABLE = (FeedForward, PlainAttention, RelPositionAttention, ConvModule, ConvSubsampling)
 
 
 class Cut(NamedTuple):
@@ -70,10 +76,11 @@ def groups(module: nn.Module) -> list[Group]:
     if type(module) is FeedForward:
         cuts = [*_rows("up"), Cut("down.weight", 1)]
         return [Group("feed-forward", args["hidden"], 8, lambda n: args | {"hidden": n}, cuts)]
-    if type(module) is RelPositionAttention:
+    if type(module) in (PlainAttention, RelPositionAttention):
         d = args["d_head"]
         cuts = [cut for name in ("query", "key", "value") for cut in _rows(name, width=d)]
-        cuts += [Cut("position.weight", 0, width=d), Cut("bias_u", 0), Cut("bias_v", 0)]
+        if type(module) is RelPositionAttention:
+            cuts += [Cut("position.weight", 0, width=d), Cut("bias_u", 0), Cut("bias_v", 0)]
         cuts += [Cut("out.weight", 1, width=d)]
         return [Group("heads", args["n_heads"], 1, lambda n: args | {"n_heads": n}, cuts)]
     if type(module) is ConvModule:
