@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +28,8 @@ from asr.training.augment import (
     warp_frequency,
 )
 
-Front = Callable[[Tensor, Tensor], Tensor]  # features and lengths to hidden frames
+Front = Callable[[Tensor], Tensor]  # (1, T, n_mels) to hidden frames (1, T / FRONT_RATE, D)
+FRONT_RATE = 2  # frames of features that become one of a front's
 Key = tuple[int, bool, tuple[int, ...]]  # epoch, SpecAugment on, utterance indices
 
 
@@ -45,7 +48,8 @@ class Batch:
 class BatchDataset(Dataset[Batch]):
     """Makes whole batches, so that a worker does all the work of one.
 
-    That includes a `front` of the network that is not trained, if one is set.
+    If a `front` of the network is set, batches hold what it makes of the features, at half their
+    rate; every utterance's is kept on disk in `cache`.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class BatchDataset(Dataset[Batch]):
         seed: int = 0,
     ) -> None:
         self.front: Front | None = None
+        self.cache = Path()
         self.utterances = utterances
         self.features = features
         self.augment = augment
@@ -65,23 +70,35 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, masks, indices = key
+        rate = FRONT_RATE if self.front else 1
         features = [self._features(i, epoch, masks) for i in indices]
         targets = [self.targets[i] for i in indices]
-        width = padded_frames(max(len(f) for f in features))
-        padded = torch.stack([torch.from_numpy(pad_frames(f, width)) for f in features])
-        lengths = torch.tensor([len(f) for f in features])
+        lengths = [rate * len(f) for f in features]
+        width = padded_frames(max(lengths)) // rate
         return Batch(
-            features=self.front(padded, lengths) if self.front else padded,
-            feature_lengths=lengths,
+            features=torch.stack([torch.from_numpy(pad_frames(f, width)) for f in features]),
+            feature_lengths=torch.tensor(lengths),
             targets=torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
             target_lengths=torch.tensor([len(t) for t in targets]),
             indices=indices,
-            seconds=sum(len(f) for f in features) * self.features.hop_length
+            seconds=sum(lengths) * self.features.hop_length
             / self.features.sample_rate,
         )  # fmt: skip
 
     def _features(self, index: int, epoch: int, masks: bool) -> np.ndarray:
-        """Normalised features (T, n_mels) of one utterance, augmented in training."""
+        """What the network is given of one utterance: features (T, n_mels), or the front's."""
+        if self.front is None:
+            return self._log_mel(index, epoch, masks)
+        path = self.cache / f"{index}.npy"
+        if not path.exists():
+            hidden = self.front(torch.from_numpy(self._log_mel(index, epoch, masks))[None])[0]
+            temporary = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(temporary, hidden.numpy().astype(np.float16))
+            temporary.replace(path)
+        return np.load(path).astype(np.float32)
+
+    def _log_mel(self, index: int, epoch: int, masks: bool) -> np.ndarray:
+        """Normalised features (T, n_mels), augmented in training."""
         waveform = read_audio(self.utterances[index].audio_filepath, self.features.sample_rate)
         if self.augment is None:
             return log_mel(waveform, self.features)
@@ -130,19 +147,21 @@ def epoch_batches(
     sort: bool = False,
     augment: AugmentConfig | None = None,
     chosen: Sequence[int] | None = None,
+    version: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Groups utterances of like length; at most `batch_size` of them and `batch_seconds` padded.
 
     An utterance longer than `batch_seconds` is a batch of its own. `chosen`: only these, or some
-    of them more than once.
+    of them more than once. `version`: the epoch whose augmentation they have, if not this one.
 
     Durations are those after speed perturbation, plus up to 10 % of jitter, so that the same
     utterances do not always meet. Batches come in random order, or the shortest first (`sort`).
     """
     rng = np.random.default_rng((seed, epoch))
+    version = epoch if version is None else version
     lengths = np.array(durations, dtype=np.float64)
     if augment is not None:
-        times = (timing(utterance_rng(seed, epoch, i), augment) for i in range(len(lengths)))
+        times = (timing(utterance_rng(seed, version, i), augment) for i in range(len(lengths)))
         lengths = np.array([t.duration(x) for t, x in zip(times, durations, strict=True)])
     part = np.arange(len(lengths)) if chosen is None else np.array(chosen)
     part = part[np.argsort(lengths[part] * rng.uniform(1.0, 1.0 if sort else 1.1, len(part)))]

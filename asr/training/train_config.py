@@ -38,7 +38,7 @@ class TrainConfig:
         "manifest without train-; 1 for the others", metavar="NAME=X,…",
     )  # fmt: skip
     freeze_blocks: int = _flag(0, "the stem and so many blocks keep their batch statistics and…")
-    freeze_epochs: int = _flag(0, "…for so many epochs their weights (loader processes run them)")
+    freeze_epochs: int = _flag(0, "…for so many epochs their weights: they hear an utterance once")
     front_rate: float = _flag(0.1, "share of the learning rate at which they learn afterwards")
     sorted_epochs: int = _flag(1, "first epochs that go from short to long utterances")
     specaugment_start: float = _flag(0.1, "share of the run before SpecAugment begins")
