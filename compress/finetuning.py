@@ -220,12 +220,8 @@ class FineTuner(Trainer):
 
     def judge(self, model: nn.Module, heard: Heard, seconds: float) -> None:
         """Reports; the last weights count, not the best."""
-        wer, cer = heard.rates["wer"], heard.rates["cer"]
-        self.say(
-            f"fine-tuning, epoch {self.epoch}/{self.config.epochs}  dev WER {wer:.2%}  "
-            f"CER {cer:.2%}  {seconds:.0f} s"
-        )
-        entry = {"step": self.learner.step, "epoch": self.epoch, "dev_wer": round(wer, 5)}
+        self.say(f"fine-tuning, epoch {self.epoch}/{self.config.epochs}  {heard}  {seconds:.0f} s")
+        entry = {"step": self.learner.step, "epoch": self.epoch, "dev_wer": round(heard.wer, 5)}
         self.folder.write_log(entry)
 
     def result(self) -> nn.Module:

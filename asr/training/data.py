@@ -68,6 +68,12 @@ class BatchDataset(Dataset[Batch]):
         self.seed = seed
         self.targets = [torch.tensor(tokenizer.encode(u.text)) for u in utterances]
 
+    def begin_behind(self, front: Front | None, cache: Path) -> None:
+        """Batches hold what a front makes of the features (kept in `cache`), or the features."""
+        self.front, self.cache = front, cache
+        if front:
+            cache.mkdir(parents=True, exist_ok=True)
+
     def __getitem__(self, key: Key) -> Batch:
         epoch, masks, indices = key
         rate = FRONT_RATE if self.front else 1

@@ -16,11 +16,38 @@ from asr.training.data import BatchDataset, make_loader, plain_batches
 
 @dataclass(frozen=True)
 class Heard:
-    """Error rates (as `error_rates` gives them), and the texts in the order of the data."""
+    """Error rates (as `error_rates` gives them) by set, and the texts in the order of the data."""
 
-    rates: dict[str, Any]
+    sets: dict[str, dict[str, Any]]
     references: list[str]
     texts: list[str]
+
+    @property
+    def wer(self) -> float:
+        """Of several sets the mean, so that a small one counts as much as a large one."""
+        return sum(rates["wer"] for rates in self.sets.values()) / len(self.sets)
+
+    @property
+    def cer(self) -> float:
+        return sum(rates["cer"] for rates in self.sets.values()) / len(self.sets)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nearly every word is missing."""
+        words, gone = (sum(r[k] for r in self.sets.values()) for k in ("words", "deletions"))
+        return bool(gone > 0.95 * words)
+
+    def entry(self) -> dict[str, float]:
+        """For the log."""
+        found = {"dev_wer": round(self.wer, 5), "dev_cer": round(self.cer, 5)}
+        if len(self.sets) > 1:
+            found |= {f"dev_wer/{name}": round(r["wer"], 5) for name, r in self.sets.items()}
+        return found
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {r['wer']:.2%}" for name, r in self.sets.items())
+        several = f" ({parts})" if len(self.sets) > 1 else ""
+        return f"dev WER {self.wer:.2%}{several}  CER {self.cer:.2%}"
 
 
 def listen(
@@ -36,7 +63,11 @@ def listen(
     else:
         texts = transcribe_batches(model, dataset, tokenizer, num_workers)
     references = [u.text for u in dataset.utterances]
-    return Heard(error_rates(references, texts), references, texts)
+    sets = {}
+    for name in dict.fromkeys(u.corpus for u in dataset.utterances):
+        own = [i for i, u in enumerate(dataset.utterances) if u.corpus == name]
+        sets[name] = error_rates([references[i] for i in own], [texts[i] for i in own])
+    return Heard(sets, references, texts)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asr.network.device import autocast, choose_device, choose_precision
 from asr.network.model import ConformerCTC, Output
+from asr.runtime.features import subsampled_length
 from asr.training.data import Batch
 from asr.training.loss import Objective, ctc_loss
 from asr.training.optim import AveragedModel, learning_rate_at, make_optimizer
@@ -35,9 +36,12 @@ class Learner:
             torch.set_num_threads(config.threads)
         self.model: ConformerCTC = model.to(self.device)
         self.average = AveragedModel(self.model, config.ema)
+        self.front = self.model.front_modules(config.freeze_blocks)
         self.optimizer = make_optimizer(
-            self.model, config.optimizer, config.learning_rate, config.weight_decay
-        )
+            self.model, config.optimizer, config.learning_rate, config.weight_decay,
+            [p for module in self.front for p in module.parameters()], config.front_rate,
+        )  # fmt: skip
+        self.behind = 0  # blocks of the front that are frozen: batches begin behind them
         self.objective: Objective = self.ctc
         self.step = 0  # steps taken
         self.skipped = torch.zeros((), device=self.device)
@@ -58,12 +62,15 @@ class Learner:
         """
         config = self.config
         self.model.train()
+        for module in self.front:
+            module.eval()
+        factor = self.model.config.subsampling_factor if self.behind else 1
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate_at(
             self.step, progress, config.learning_rate, config.scheduler, config.warmup_steps
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         tokens = torch.tensor(float(sum(int(b.target_lengths.sum()) for b in batches)))
         tokens = tokens.to(self.device)
         if self.world > 1:
@@ -76,7 +83,7 @@ class Learner:
             if self.world > 1:
                 self.forward.require_backward_grad_sync = last
             with autocast(self.device, self.precision):
-                output = self.forward(features, lengths)
+                output = self.forward(features, subsampled_length(lengths, factor), self.behind)
             loss = self.objective(output, batch, features, lengths) / tokens
             torch.autograd.backward(loss * self.world)  # DDP averages over processes, the loss sums
             total += loss.detach()
@@ -92,9 +99,21 @@ class Learner:
         self.step += 1
         return total, norm
 
+    def freeze(self, frozen: bool) -> None:
+        """Whether the front keeps its weights, and batches hold what it makes of features."""
+        self.behind = self.config.freeze_blocks if frozen else 0
+        for module in self.front:
+            module.eval().requires_grad_(not frozen)
+
+    @torch.no_grad()
+    def hear(self, features: Tensor) -> Tensor:
+        """What the front makes of an utterance (1, T, n_mels); called in the loader's processes."""
+        lengths = torch.tensor([features.shape[1]])
+        return self.model.front(features, lengths, self.config.freeze_blocks)[0]
+
     def ctc(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
         """The objective of training: CTC, and intermediate CTC where the model has it."""
-        factor = self.model.config.subsampling_factor
+        factor = self.model.config.total_factor
         return ctc_loss(output, batch, factor, self.config.intermediate_weight)
 
     def state(self) -> dict[str, Any]:

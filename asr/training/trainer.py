@@ -58,7 +58,8 @@ class Trainer:
         )
         self.folder = RunFolder(Path(output_dir), checkpoint, config.tensorboard, self.first)
         self.epoch = self.batches_done = 0  # finished epochs; batches of the next one
-        self.best_wer, self.best_epoch = math.inf, -1
+        self.best = (math.inf, math.inf)  # dev WER and CER of the model that is kept
+        self.best_epoch = -1
         self.busy_seconds = 0.0  # of the last epoch, waiting for data included
         self.stopping = self.stopped = False  # asked to stop; stopped
         self.commit = commit()
@@ -69,18 +70,22 @@ class Trainer:
         """Trains to the end; returns False where Ctrl-C (or SIGTERM) stopped it before."""
         old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            if self.learner.step == 0 and any(
+                x["step"] == "train" for x in self.checkpoint.history
+            ):
+                self.say(f"before training  {self.listen(self.learner.model)}")
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
                 self.train_epoch()
                 if self.stopped:
                     self.save_state()
                     return False
-                before = self.epoch, self.batches_done, self.best_wer, self.best_epoch
+                before = self.epoch, self.batches_done, self.best, self.best_epoch
                 self.epoch, self.batches_done = self.epoch + 1, 0
                 try:
                     self.finish_epoch(time.perf_counter() - started)
                 except (ValueError, OSError):  # to be measured again when the run goes on
-                    self.epoch, self.batches_done, self.best_wer, self.best_epoch = before
+                    self.epoch, self.batches_done, self.best, self.best_epoch = before
                     raise
                 patience = self.config.patience
                 if patience and self.epoch - self.best_epoch >= patience and self.best_epoch > 0:
@@ -113,7 +118,9 @@ class Trainer:
     def train_epoch(self) -> None:
         """The rest of the current epoch, from `batches_done` on."""
         config, learner = self.config, self.learner
-        keys = self.epochs.keys(self.epoch)
+        keys, frozen = self.epochs.keys(self.epoch), self.epochs.frozen(self.epoch)
+        learner.freeze(frozen)
+        self.train_set.begin_behind(learner.hear if frozen else None, self.folder.path / "front")
         begin = time.perf_counter()
         losses: list[Tensor] = []
         seconds, since = 0.0, begin
@@ -161,10 +168,10 @@ class Trainer:
             self.judge(model, self.listen(model), seconds)
             self.save_state()
         if self.world > 1:
-            best = torch.tensor([self.best_wer, float(self.best_epoch)], dtype=torch.float64)
+            best = torch.tensor([*self.best, float(self.best_epoch)], dtype=torch.float64)
             best = best.to(self.learner.device)
             dist.broadcast(best, 0)
-            self.best_wer, self.best_epoch = float(best[0]), int(best[1])
+            self.best, self.best_epoch = (float(best[0]), float(best[1])), int(best[2])
 
     # ---- dev data -------------------------------------------------------------------------
 
@@ -178,28 +185,26 @@ class Trainer:
 
     def judge(self, model: nn.Module, heard: Heard, seconds: float) -> None:
         """Reports an epoch that took `seconds`, and keeps the best model so far."""
-        rates = heard.rates
         entry = {
-            "step": self.learner.step, "epoch": self.epoch, "dev_wer": round(rates["wer"], 5),
-            "dev_cer": round(rates["cer"], 5), "seconds": round(seconds, 1),
+            "step": self.learner.step, "epoch": self.epoch, **heard.entry(),
+            "seconds": round(seconds, 1),
             "loader_wait": round(self.epochs.wait_seconds / max(self.busy_seconds, 1e-9), 4),
             "skipped": int(self.learner.skipped),
         }  # fmt: skip
         self.folder.write_log(entry)
-        better = rates["wer"] < self.best_wer
+        better = (heard.wer, heard.cer) < self.best
         self.say(
-            f"epoch {self.epoch}/{self.config.epochs}  dev WER {rates['wer']:.2%}  "
-            f"CER {rates['cer']:.2%}{'  (best)' if better else ''}  {seconds:.0f} s, "
-            f"{entry['loader_wait']:.1%} of it waiting for data"
+            f"epoch {self.epoch}/{self.config.epochs}  {heard}{'  (best)' if better else ''}  "
+            f"{seconds:.0f} s, {entry['loader_wait']:.1%} of it waiting for data"
         )
         for said, text in list(zip(heard.references, heard.texts, strict=True))[:2]:
             self.say(f"    said  {said}\n    heard {text or '(nothing)'}")
-        if rates["deletions"] > 0.95 * rates["words"]:
+        if heard.silent:
             self.say(PLATEAU_HINT)
         if better:
-            self.best_wer, self.best_epoch = rates["wer"], self.epoch
+            self.best, self.best_epoch = (heard.wer, heard.cer), self.epoch
             run = {"step": "train", "config": asdict(self.config), "epoch": self.epoch,
-                   "dev_wer": self.best_wer, "commit": self.commit}  # fmt: skip
+                   "dev_wer": heard.wer, "commit": self.commit}  # fmt: skip
             self.folder.save_model(model, run)
 
     def say(self, text: str) -> None:
@@ -213,7 +218,7 @@ class Trainer:
         training = {
             "config": asdict(self.config), "processes": self.world, "data": self.data_digest(),
             "epoch": self.epoch, "batches_done": self.batches_done,
-            "best_wer": self.best_wer, "best_epoch": self.best_epoch, **self.learner.state(),
+            "best": self.best, "best_epoch": self.best_epoch, **self.learner.state(),
         }  # fmt: skip
         self.folder.save_state(training)
 
@@ -230,7 +235,7 @@ class Trainer:
                              "start anew from its model with --init_from")  # fmt: skip
         self.learner.load(training)
         self.epoch, self.batches_done = training["epoch"], training["batches_done"]
-        self.best_wer, self.best_epoch = training["best_wer"], training["best_epoch"]
+        self.best, self.best_epoch = tuple(training["best"]), training["best_epoch"]
         self.folder.restore_log(training["log"])
 
     def data_digest(self) -> str:
