@@ -203,8 +203,9 @@ def start_model(teacher: Teacher, args: argparse.Namespace) -> ConformerCTC:
     config = ModelConfig(
         vocab_size=len(Tokenizer.characters(ENGLISH)), d_model=WIDTH, n_layers=layers,
         subsampling_factor=2, subsampling_channels=32, reduction_position=BLOCKS,
-        reduction_factor=2, plain_blocks=BLOCKS, reduction_d_model=args.upper_width, dropout=args.dropout,
-        intermediate_layers=(BLOCKS + args.upper_blocks // 2,), self_conditioned=True,
+        reduction_factor=2, reduction_d_model=args.upper_width, plain_blocks=BLOCKS,
+        dropout=args.dropout, intermediate_layers=(BLOCKS + args.upper_blocks // 2,),
+        self_conditioned=True,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     model = ConformerCTC(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,14 +13,15 @@ from asr.runtime.config import FeatureConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.augment import (
     AugmentConfig,
-    augment_waveform,
-    coloured_noise,
+    Timing,
+    retime,
     spec_augment,
-    speed_factor,
+    timing,
     warp_frequency,
 )
 from asr.training.data import (
     BatchDataset,
+    draw_corpora,
     drop_impossible,
     epoch_batches,
     make_loader,
@@ -109,29 +110,65 @@ def test_impossible_targets_are_parted():
 
 def test_speed_changes_length_and_pitch():
     wave = tone_waveform("aaaa")
-    faster = augment_waveform(wave, 1.1, utterance_rng(0, 0, 0), PLAIN)
+    faster = retime(wave, Timing(1.1), utterance_rng(0, 0, 0), shift=0)
     assert len(faster) == pytest.approx(len(wave) / 1.1, abs=2)
     peaks = [np.argmax(np.abs(np.fft.rfft(x))) / len(x) * 16000 for x in (wave, faster)]
     assert peaks[1] / peaks[0] == pytest.approx(1.1, rel=0.01)
-    factors = {speed_factor(utterance_rng(0, 0, i), AugmentConfig(speed=0.1)) for i in range(50)}
+    factors = {timing(utterance_rng(0, 0, i), AugmentConfig(speed=0.1)).speed for i in range(50)}
     assert factors == {0.9, 1.0, 1.1}
 
 
 def test_shift_cuts_less_than_a_hop_from_the_start():
     wave = tone_waveform("aaaa")
-    config = replace(PLAIN, shift=160)
-    shifted = [augment_waveform(wave, 1.0, utterance_rng(0, 0, i), config) for i in range(50)]
+    shifted = [retime(wave, Timing(), utterance_rng(0, 0, i), shift=160) for i in range(50)]
     cuts = [len(wave) - len(one) for one in shifted]
     assert min(cuts) < 20
     assert 140 < max(cuts) < 160
     assert all(np.array_equal(one, wave[n:]) for one, n in zip(shifted, cuts, strict=True))
 
 
-@pytest.mark.parametrize("snr", [5.0, 20.0])
-def test_noise_has_the_ratio_asked_for(snr):
-    wave = tone_waveform("abc")
-    noise = coloured_noise(wave, snr, np.random.default_rng(0))
-    assert 10 * np.log10(np.mean(wave**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.1)
+def test_silence_lengthens_as_the_timing_says():
+    config = AugmentConfig(speed=0.1, silence=1.0)
+    time = timing(utterance_rng(0, 0, 3), config)
+    wave = tone_waveform("aaaa")
+    longer = retime(wave, time, utterance_rng(0, 0, 3), shift=0)
+    assert time.before + time.after > 0
+    assert len(longer) / 16000 == pytest.approx(time.duration(len(wave) / 16000), abs=0.001)
+    quiet, loud = longer[: int(time.before * 16000)], longer[int(time.before * 16000) :]
+    assert np.mean(quiet**2) < 0.002 * np.mean(loud**2)
+
+
+def test_corpora_are_drawn_by_weight():
+    corpora = ["a"] * 10 + ["b"] * 4 + ["c"] * 6
+    weights = {"a": 0.5, "b": 2.0}
+    first, second = (draw_corpora(corpora, weights, epoch) for epoch in (0, 1))
+    counts = Counter(corpora[i] for i in first)
+    assert counts == {"a": 5, "b": 8, "c": 6}
+    halves = [i for i in (*first, *second) if i < 10]
+    assert sorted(halves) == list(range(10))  # half an epoch each: all of it in two
+    assert Counter(i for i in first if 10 <= i < 14) == dict.fromkeys(range(10, 14), 2)
+
+
+def test_a_front_is_run_once_an_utterance(tmp_path):
+    manifest = write_corpus(tmp_path / "data", 4)
+    splits = load_splits(manifest)
+    calls = []
+
+    def front(features):
+        calls.append(features.shape[1])
+        return features[:, ::2, :5]
+
+    dataset = BatchDataset(splits.train, Tokenizer.characters("abc"), FeatureConfig())
+    plain = dataset[0, False, (0, 1)]
+    dataset.begin_behind(front, tmp_path / "front")
+    batch, again = (dataset[0, False, (0, 1)] for _ in range(2))
+    assert calls == plain.feature_lengths.tolist()
+    assert torch.equal(batch.features, again.features)
+    n = int(batch.feature_lengths[0]) // 2
+    assert n == (calls[0] + 1) // 2
+    torch.testing.assert_close(
+        batch.features[0, :n], plain.features[0, : calls[0] : 2, :5], atol=2e-3, rtol=1e-3
+    )
 
 
 def test_warp_moves_a_band_by_its_share():

@@ -70,9 +70,8 @@ class Trainer:
         """Trains to the end; returns False where Ctrl-C (or SIGTERM) stopped it before."""
         old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self.learner.step == 0 and any(
-                x["step"] == "train" for x in self.checkpoint.history
-            ):
+            trained = any(entry["step"] == "train" for entry in self.checkpoint.history)
+            if trained and self.learner.step == 0:
                 self.say(f"before training  {self.listen(self.learner.model)}")
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
