@@ -2,100 +2,75 @@
 
 Chen & Goodman 1999, in the form of Heafield et al. 2013 (kenlm's lmplz): the highest order counts
 n-grams, lower orders count the different words before an n-gram; every order has three discounts;
-rare n-grams are left out after counting and their probability goes to the lower order. All of a
-text is counted in memory, about 100 bytes a word at order 4.
+rare n-grams are left out after counting and their probability goes to the lower order.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.arpa import BEGIN, END, UNKNOWN, NgramModel
+from asr.corpus.counting import Level, count, number_words
+from asr.runtime.arpa import NgramModel
 from asr.runtime.files import write_atomically
 
 FALLBACK = np.array([0.0, 0.5, 1.0, 1.5])  # discounts for text too small to tell them (as lmplz's)
 MAX_ORDER = 6  # what kenlm is built for
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass
-class Level:
-    """The n-grams of one order, sorted; arrays (N,), the indices are those of the order below."""
+class CountedModel(NgramModel):
+    """A model that knows how often each n-gram of each order stands in the text."""
 
-    prefix: Ints  # the n-gram without its last word
-    suffix: Ints  # the n-gram without its first word
-    word: Ints  # the last word
-    count: Ints  # in the text
-    begins: npt.NDArray[np.bool_]  # with <s>
+    counts: list[Ints]
 
 
 def estimate(
-    sentences: Sequence[Sequence[str]], order: int = 4, prune: Sequence[int] = (0, 0, 1)
-) -> NgramModel:
+    sentences: Iterable[Sequence[str]],
+    order: int = 4,
+    prune: Sequence[int] = (0, 0, 1),
+    continuation: bool = True,
+) -> CountedModel:
     """The model of a text of `sentences`, lists of words.
 
-    n-grams that stand in the text at most `prune[n - 1]` times are left out (the last value holds
-    for higher orders). Raises ValueError for a text without words and for wrong settings.
+    Without `continuation` the lower orders count as the highest does: better where most n-grams
+    are to be pruned afterwards (Chelba et al. 2010). n-grams that stand in the text at most
+    `prune[n - 1]` times are left out (the last value holds for higher orders). Raises ValueError
+    for a text without words and for wrong settings.
     """
     limits = [*prune, *[prune[-1]] * order][:order] if prune else [0] * order
     if not 1 <= order <= MAX_ORDER:
         raise ValueError(f"order {order} must be from 1 to {MAX_ORDER}")
     if limits[0] != 0 or sorted(limits) != limits:
         raise ValueError(f"prune {limits}: must begin with 0 (no word is left out) and not fall")
-    if not any(sentences):
-        raise ValueError("no words in the text")
-    vocabulary = [UNKNOWN, BEGIN, END, *sorted({word for s in sentences for word in s})]
-    if vocabulary[3:] and {UNKNOWN, BEGIN, END} & set(vocabulary[3:]):
-        raise ValueError(f"{UNKNOWN}, {BEGIN} and {END} are not words; remove them from the text")
-    levels = count(sentences, vocabulary, order)
-    return smooth(levels, vocabulary, limits)
+    vocabulary, words = number_words(sentences)
+    levels = count(words, len(vocabulary), order)
+    del words
+    return smooth(levels, vocabulary, limits, continuation)
 
 
-def count(sentences: Sequence[Sequence[str]], vocabulary: list[str], order: int) -> list[Level]:
-    """The n-grams of each order; the first level holds every word of the vocabulary."""
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    begin, end = ids[BEGIN], ids[END]
-    words = np.array(
-        [i for s in sentences if s for i in (begin, *(ids[word] for word in s), end)], np.int64
-    )  # (L,)
-    n_words = len(vocabulary)
-    unigrams = np.bincount(words, minlength=n_words)
-    everything = np.arange(n_words)
-    levels = [Level(everything * 0, everything * 0, everything, unigrams, everything == begin)]
-    index = words  # of the n-gram that begins at each place
-    starts = np.arange(len(words))[words != end]  # the places where the next order can begin
-    for n in range(2, order + 1):
-        last = words[starts + n - 1]
-        codes = index[starts] * n_words + last
-        found, first, inverse, counts = np.unique(
-            codes, return_index=True, return_inverse=True, return_counts=True
-        )
-        suffix = index[starts[first] + 1]
-        begins = words[starts[first]] == begin
-        levels.append(Level(found // n_words, suffix, found % n_words, counts, begins))
-        index = np.full(len(words), -1)
-        index[starts] = inverse
-        starts = starts[last != end]
-    return levels
-
-
-def smooth(levels: list[Level], vocabulary: list[str], limits: Sequence[int]) -> NgramModel:
+def smooth(
+    levels: list[Level], vocabulary: list[str], limits: Sequence[int], continuation: bool = True
+) -> CountedModel:
     """Probabilities and back-off weights of the n-grams that are kept."""
-    orders: list[tuple[Ints, Floats, Floats]] = []
+    model = CountedModel(vocabulary, [], [])
+    orders = model.orders
     lower = np.full(1, 1 / (len(vocabulary) - 1))  # the uniform distribution: no <s>
-    kept_words = np.zeros((1, 0), np.int64)
+    kept_words = np.zeros((1, 0), np.int32)
     place = np.zeros(1, np.int64)  # of an n-gram of the order below among those kept
     for n, level in enumerate(levels):
         counts = level.count
-        if n + 1 < len(levels):  # not the highest order: how many words come before it
+        if continuation and n + 1 < len(
+            levels
+        ):  # not the highest order: how many words come before it
             before = np.bincount(levels[n + 1].suffix, minlength=len(counts))
             counts = np.where(level.begins, counts, before)
         if n == 0:
@@ -114,9 +89,10 @@ def smooth(levels: list[Level], vocabulary: list[str], limits: Sequence[int]) ->
         if n == 0:
             log[level.begins] = -99.0  # nothing predicts <s>
         orders.append((kept_words, log, np.zeros(len(log))))
+        model.counts.append(level.count[kept])
         place = np.where(kept, np.cumsum(kept) - 1, -1)
         lower = probability
-    return NgramModel(vocabulary, orders)
+    return model
 
 
 def estimate_discounts(counts: Ints) -> Floats:
