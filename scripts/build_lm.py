@@ -12,17 +12,41 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.corpus.ngram import estimate, write_arpa
-from asr.corpus.transcripts import read_lines, without, words_of
+from asr.corpus.ngram_pruning import prune_by_entropy
+from asr.corpus.transcripts import iterate_lines, read_lines, words_of
 from asr.runtime.arpa import NgramModel, read_arpa
 from asr.runtime.cli import Parser, guarded, int_list
 from asr.runtime.files import check_writable, whole_file
 from asr.runtime.ngrams import compile_model
+
+
+class Text:
+    """Sentences of texts, lists of words, without those of others; counts what it hands out."""
+
+    def __init__(self, paths: Sequence[str], exclude: Sequence[str]) -> None:
+        self.paths = paths
+        self.closed = {
+            tuple(words_of(line.text)): path for path in exclude for line in read_lines(path)
+        }
+        self.left_out = dict.fromkeys(exclude, 0)
+        self.read = self.kept = self.words = 0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for line in (line for path in self.paths for line in iterate_lines(path)):
+            words = words_of(line.text)
+            self.read += 1
+            if where := self.closed.get(tuple(words)):
+                self.left_out[where] += 1
+                continue
+            self.kept += 1
+            self.words += len(words)
+            yield words
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,6 +66,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--prune", type=int_list, default=(0, 0, 1), metavar="N,N,…",
         help="leave out n-grams seen at most so often, by order (default: 0,0,1)",
+    )  # fmt: skip
+    add(
+        "--max_ngrams", type=int, default=0, metavar="N",
+        help="then prune by relative entropy, down to so many n-grams (default: do not)",
     )  # fmt: skip
     return parser.parse_args(argv)
 
@@ -67,15 +95,13 @@ def run(args: argparse.Namespace) -> int:
 
 def count(args: argparse.Namespace) -> NgramModel:
     """The model of the texts; prints how much of them it has counted."""
-    lines = [line for path in args.text for line in read_lines(path)]
-    kept = lines
-    for path in args.exclude:
-        before = len(kept)
-        kept = without(kept, read_lines(path))
-        print(f"left out {before - len(kept)} sentences of {path}")
-    sentences = [words_of(line.text) for line in kept]
-    model = estimate(sentences, args.order, args.prune)
-    print(f"{len(sentences)} of {len(lines)} sentences, {sum(map(len, sentences))} words")
+    text = Text(args.text, args.exclude)
+    model = estimate(text, args.order, args.prune, continuation=not args.max_ngrams)
+    if args.max_ngrams:
+        model = prune_by_entropy(model, args.max_ngrams)
+    for path, number in text.left_out.items():
+        print(f"left out {number} sentences of {path}")
+    print(f"{text.kept} of {text.read} sentences, {text.words} words")
     return model
 
 

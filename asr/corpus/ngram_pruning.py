@@ -101,6 +101,7 @@ class Index:
         for n in range(1, words.shape[1]):
             codes = self.codes[n]
             wanted = place * self.size + words[:, n]
-            at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-            place = np.where((place >= 0) & (codes[at] == wanted), at, -1)
+            at = np.searchsorted(codes, wanted)
+            same = np.append(codes, -1)[at] == wanted
+            place = np.where((place >= 0) & same, at, -1)
         return place

@@ -29,14 +29,20 @@ class Line(NamedTuple):
 
 def read_lines(path: str | Path) -> list[Line]:
     """All transcripts at `path`, normalised; ValueError for what cannot be read."""
-    path = Path(path)
-    if path.is_file() and path.suffix.lower() not in SUFFIXES:
-        lines = list(_read_text(path))
-    else:
-        lines = [line for source in find_sources(path).values() for line in _read_source(source)]
+    lines = list(iterate_lines(path))
     if not lines:
         raise ValueError(f"{path}: no text in it")
     return lines
+
+
+def iterate_lines(path: str | Path) -> Iterator[Line]:
+    """The same one by one: a text may be larger than the memory."""
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        yield from _read_text(path)
+    else:
+        for source in find_sources(path).values():
+            yield from _read_source(source)
 
 
 def words_of(text: str) -> list[str]:
@@ -100,15 +106,14 @@ def overlap(train: Sequence[Line], test: Sequence[Line]) -> dict[str, Any]:
 
 def _read_text(path: Path) -> Iterator[Line]:
     with_ids = path.name.endswith(".trans.txt")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        id, _, words = line.strip().partition(" ") if with_ids else ("", "", line)
-        yield Line(id, _speaker(id), normalise(words))
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            for line in file:
+                if line.strip():
+                    id, _, words = line.strip().partition(" ") if with_ids else ("", "", line)
+                    yield Line(id, _speaker(id), normalise(words))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def _read_source(path: Path) -> Iterator[Line]:
