@@ -33,7 +33,7 @@ class BeamConfig:
 
     beam_size: int = field(default=100, metadata={"help": "hypotheses kept in a frame"})
     lm: str = field(
-        default="", metadata={"help": "word n-gram model, .lm or .arpa", "metavar": "FILE"}
+        default="", metadata={"help": "word n-gram model, .lm or .arpa; none", "metavar": "FILE"}
     )
     lm_weight: float = field(default=0.5, metadata={"help": "of the model's log probabilities"})
     word_bonus: float = field(default=1.0, metadata={"help": "added for every word"})

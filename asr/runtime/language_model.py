@@ -158,7 +158,12 @@ def add_beam_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def beam_from_flags(args: argparse.Namespace) -> BeamConfig | None:
-    """The search asked for, None for greedy decoding; ValueError for flags that lack `--lm`."""
+    """The search asked for, None for greedy decoding; ValueError for flags that lack `--lm`.
+
+    `--lm none` is none where a command has a model of its own.
+    """
+    if args.lm == "none":
+        args.lm = None
     for name in WEIGHTS:
         if args.lm is None and getattr(args, name) is not None:
             raise ValueError(f"--{name} needs a language model: --lm FILE")

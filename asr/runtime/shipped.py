@@ -1,4 +1,4 @@
-"""The files that come with the program: the English model.
+"""The files that come with the program: the English model and its language model.
 
 They lie in a folder of the package, in a checkout as links to where experiments/ makes them; the
 wheel holds what stands in that folder.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 MODEL = FOLDER / "english.onnx"
+LANGUAGE_MODEL = FOLDER / "english.lm"
 
 
 def find_model(path: str | Path | None = None) -> Path:
@@ -19,3 +20,8 @@ def find_model(path: str | Path | None = None) -> Path:
     if not MODEL.exists():
         raise ValueError(f"the English model is missing here ({MODEL}); name a model of yours")
     return MODEL
+
+
+def find_language_model() -> str | None:
+    """The language model that goes with the English model that ships, where it is there."""
+    return str(LANGUAGE_MODEL) if LANGUAGE_MODEL.exists() else None

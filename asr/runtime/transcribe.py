@@ -23,6 +23,7 @@ from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.output import Output
 from asr.runtime.recognizer import MIN_CONFIDENCE, Recognizer, load
 from asr.runtime.result import Result
+from asr.runtime.shipped import find_language_model
 from asr.runtime.sources import FFMPEG_EXTENSIONS, AudioError, AudioWarning
 
 EACH = -1  # of --channel
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes, writes, and returns the exit code: 2 if some of several files failed."""
     if args.threads < 0:
         raise ValueError(f"--threads {args.threads}: name a number of threads, or 0 for all cores")
+    if args.lm is None and args.model_path is None:
+        args.lm = find_language_model()
     if args.microphone or args.stdin:
         return run_live(args)
     files = find_audio(args.audio)
