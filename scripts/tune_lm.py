@@ -46,7 +46,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
     add("--lm", required=True, metavar="FILE", help="word n-gram model, .lm or .arpa")
-    add("--dev_data", required=True, metavar="PATH", help="manifest or LibriSpeech folder")
+    add(
+        "--dev_data",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="manifests or LibriSpeech folders; of several, the mean of their rates counts",
+    )
     add("--lm_weights", type=number_list, default=(0.3, 0.7, 1.1), help="default: 0.3,0.7,1.1")
     add("--word_bonuses", type=number_list, default=(0.0, 1.5, 3.0),
         help="default: 0,1.5,3; with a negative one first: --word_bonuses=-1,0,1")  # fmt: skip
@@ -120,9 +126,10 @@ def edge_notes(best: dict[str, Any], grids: dict[str, Sequence[float]]) -> list[
 
 def run(args: argparse.Namespace) -> int:
     """Prints the word error rate of each pair, and the flags of the best."""
-    tests = [name for name in find_sources(args.dev_data) if name.lower().startswith("test")]
-    if tests:
-        raise ValueError(f"{args.dev_data}: {', '.join(tests)} is a test set; name a dev set")
+    for path in args.dev_data:
+        tests = [name for name in find_sources(path) if name.lower().startswith("test")]
+        if tests:
+            raise ValueError(f"{path}: {', '.join(tests)} is a test set; name a dev set")
     grids = {name: getattr(args, flag) for name, flag in GRIDS.items()}
     configs = {pair: configure(args, *pair) for pair in itertools.product(*grids.values())}
     if args.output_path:
@@ -131,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("no weights to try; give --lm_weights and --word_bonuses")
     threads = args.threads or default_threads()
     recognizer = load(args.model_path, threads, next(iter(configs.values())))
-    utterances = every_nth(load_dataset(args.dev_data), args.limit)
+    sets = [every_nth(load_dataset(path), args.limit) for path in args.dev_data]
+    utterances = [u for part in sets for u in part]
     rate = recognizer.info.features.sample_rate
     log_probs = [
         recognizer.waveform_log_probs(read_audio(u.audio_filepath, rate))
@@ -140,10 +148,13 @@ def run(args: argparse.Namespace) -> int:
 
     def measure(name: str) -> dict[str, Any]:
         """The error rates of the recognizer's present decoder, which are printed."""
-        texts = [recognizer.decode(x) for x in tqdm(log_probs, leave=False, disable=None)]
-        rates = error_rates([u.text for u in utterances], texts)
-        print(f"{name}: WER {rates['wer']:.2%}, CER {rates['cer']:.2%}", flush=True)
-        return rates
+        texts = iter([recognizer.decode(x) for x in tqdm(log_probs, leave=False, disable=None)])
+        found = [error_rates([u.text for u in part], [next(texts) for _ in part]) for part in sets]
+        rates = {key: sum(r[key] for r in found) / len(found) for key in ("wer", "cer")}
+        parts = ", ".join(f"{r['wer']:.2%}" for r in found)
+        several = f" (mean of {parts})" if len(found) > 1 else ""
+        print(f"{name}: WER {rates['wer']:.2%}{several}, CER {rates['cer']:.2%}", flush=True)
+        return rates | {"wers": [r["wer"] for r in found]}
 
     def search(pairs: dict[tuple[float, ...], BeamConfig]) -> list[dict[str, Any]]:
         """A row of the table for each pair of weights."""
@@ -168,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
         about = {
             "model": portable_path(args.model_path),
             "lm": portable_path(args.lm),
-            "dev_data": portable_path(args.dev_data),
+            "dev_data": [portable_path(path) for path in args.dev_data],
             "utterances": len(utterances),
             "beam_size": args.beam_size,
             "unknown_penalty": args.unknown_penalty,

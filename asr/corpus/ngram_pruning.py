@@ -75,7 +75,7 @@ def score(model: CountedModel, indices: Index, words: Ints) -> Floats:
     """log10 probability (N,) of the last of words (N, n) after those before it."""
     place = indices.find(words)
     found = place >= 0
-    result = np.where(found, model.orders[words.shape[1] - 1][1][place], 0.0)
+    result = np.append(model.orders[words.shape[1] - 1][1], 0.0)[place]  # 0 where none is found
     if not found.all():
         missing = words[~found]
         history = indices.find(missing[:, :-1])
