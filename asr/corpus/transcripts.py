@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,20 +30,22 @@ class Line(NamedTuple):
 
 def read_lines(path: str | Path) -> list[Line]:
     """All transcripts at `path`, normalised; ValueError for what cannot be read."""
-    lines = list(iterate_lines(path))
-    if not lines:
-        raise ValueError(f"{path}: no text in it")
-    return lines
+    return list(iterate_lines(path))
 
 
 def iterate_lines(path: str | Path) -> Iterator[Line]:
     """The same one by one: a text may be larger than the memory."""
     path = Path(path)
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
-        yield from _read_text(path)
+        sources = iter([_read_text(path)])
     else:
-        for source in find_sources(path).values():
-            yield from _read_source(source)
+        sources = (_read_source(source) for source in find_sources(path).values())
+    empty = True
+    for line in itertools.chain.from_iterable(sources):
+        empty = False
+        yield line
+    if empty:
+        raise ValueError(f"{path}: no text in it")
 
 
 def words_of(text: str) -> list[str]:

@@ -127,4 +127,7 @@ class Learner:
         self.step = state["step"]
         self.skipped.fill_(state["skipped"])
         self.average.model.load_state_dict(state["average"])
+        scales = [group["scale"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
+            group["scale"] = scale  # as asked for now
