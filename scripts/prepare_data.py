@@ -51,6 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--min_duration", type=number, default=0.1, help="seconds (%(default)s)")
     add("--max_duration", type=number, default=35.0, help="seconds (%(default)s)")
     add("--subsampling_factor", type=int, default=4, help="of the model (%(default)s)")
+    add(
+        "--normalize_text",
+        default="",
+        metavar="LANGUAGE",
+        help="en: write numbers, abbreviations and signs as words (default: leave such out)",
+    )
     add("--decode", action="store_true", help="decode all audio to find damage (slower)")
     add("--to_wav", action="store_true", help="copy as 16 kHz 16-bit WAV to OUTPUT_DIR/wav")
     add("--num_workers", type=int, default=4, help="threads (%(default)s)")
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.num_workers < 1:
         raise ValueError(f"--num_workers {args.num_workers} must be at least 1")
     rules = Rules(args.alphabet, args.min_duration, args.max_duration, args.subsampling_factor,
-                  args.decode)  # fmt: skip
+                  args.normalize_text, args.decode)  # fmt: skip
     output_dir = Path(args.output_dir)
     sources = name_sources(args.data_dir + [download(name, args) for name in args.download])
     for name, path in sources.items():

@@ -61,8 +61,10 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_manifest(path: str | Path) -> list[Utterance]:
+def read_manifest(path: str | Path, measured: bool = True) -> list[Utterance]:
     """Read a manifest; texts are normalised, audio paths made absolute.
+
+    Every line needs a duration, unless it is not `measured` yet: then it is 0.
 
     A relative path is taken from the manifest's folder or, where there is no such file but one in
     the working directory, from there. Raises ManifestError naming file and line.
@@ -76,7 +78,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
     folder = path.parent.absolute()
     utterances = [
-        _parse(line, folder, f"{path}, line {number}")
+        _parse(line, folder, f"{path}, line {number}", measured)
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
@@ -303,7 +305,7 @@ def check_disjoint(train: list[Utterance], dev: list[Utterance]) -> None:
         )
 
 
-def _parse(line: bytes, folder: Path, where: str) -> Utterance:
+def _parse(line: bytes, folder: Path, where: str, measured: bool) -> Utterance:
     try:
         entry = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -314,6 +316,8 @@ def _parse(line: bytes, folder: Path, where: str) -> Utterance:
         raise ManifestError(
             f"{where}: expected one JSON object a line, not a {type(entry).__name__}"
         )
+    if not measured and entry.get("duration") is None:
+        entry["duration"] = 0.0
     missing = [key for key in ("audio_filepath", "duration", "text") if entry.get(key) is None]
     if missing:
         raise ManifestError(f"{where}: {', '.join(missing)} missing; every line needs it")

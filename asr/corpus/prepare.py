@@ -14,13 +14,15 @@ import wave
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from asr.corpus import layouts
+from asr.corpus.english import spoken
 from asr.corpus.manifest import (
     ManifestError,
     Utterance,
@@ -49,9 +51,12 @@ class Rules:
     min_duration: float = 0.1
     max_duration: float = 35.0
     subsampling_factor: int = 4
+    normalize_text: str = ""  # "en": numbers, abbreviations and signs as English words
     decode: bool = False  # read all samples, so that damage behind the header is found
 
     def __post_init__(self) -> None:
+        if self.normalize_text not in ("", "en"):
+            raise ValueError(f"normalize_text {self.normalize_text!r} is not en, the only language")
         if not self.alphabet.strip():
             raise ValueError("the alphabet is empty; give its letters, such as --alphabet abc")
         if not 0 <= self.min_duration < self.max_duration:
@@ -83,9 +88,16 @@ class Prepared:
     corrected: int = 0
 
 
+def corpora_at(path: Path) -> dict[str, Path]:
+    """The splits at a path by name: those of `find_sources`, or a corpus of another layout."""
+    if layouts.reader_of(path):
+        return {path.stem if path.is_file() else path.absolute().name: path}
+    return find_sources(path)
+
+
 def name_sources(paths: Sequence[str | Path]) -> dict[str, Path]:
     """The splits at all `paths` by name; equal names get their parent folder's name behind."""
-    found = [item for path in paths for item in find_sources(path).items()]
+    found = [item for path in paths for item in corpora_at(Path(path)).items()]
     counts = Counter(name for name, _ in found)
     named: dict[str, Path] = {}
     for name, path in found:
@@ -109,11 +121,12 @@ def prepare(
 
     `track(results, count)` may wrap the results as they come (a progress bar).
     """
-    entries = list(_entries(Path(source)))
+    rules = rules or Rules()
+    entries = list(_entries(Path(source), rules))
     if not entries:
         raise ManifestError(f"{source}: no utterances in it; check the path")
     targets = _wav_paths(entries, Path(wav_dir)) if wav_dir else [None] * len(entries)
-    check = partial(_check, rules=rules or Rules())
+    check = partial(_check, rules=rules)
     prepared = Prepared(name)
     with ThreadPoolExecutor(num_workers) as pool:
         try:
@@ -205,13 +218,23 @@ class _Entry:
     has_text: bool = True
 
 
-def _entries(source: Path) -> Iterator[_Entry]:
-    if not source.is_dir():
-        yield from (_Entry(utterance) for utterance in read_manifest(source))
+def _entries(source: Path, rules: Rules) -> Iterator[_Entry]:
+    say = spoken if rules.normalize_text else str
+    reader = layouts.reader_of(source)
+    if reader is None and not source.is_dir():
+        for u in read_manifest(source, measured=False):
+            yield _Entry(replace(u, text=say(u.text)))
         return
-    for id, speaker, audio, text in scan_librispeech(source):
+    found: Iterable[layouts.Found] = reader(source) if reader else librispeech(source)
+    for audio, text, speaker, id in found:
         path = os.path.abspath(audio) if audio else ""
-        yield _Entry(Utterance(path, 0.0, text or "", speaker, id), text is not None)
+        yield _Entry(Utterance(path, 0.0, say(text or ""), speaker, id), text is not None)
+
+
+def librispeech(source: Path) -> Iterator[layouts.Found]:
+    """A split folder of LibriSpeech in the form of the other layouts."""
+    for id, speaker, audio, text in scan_librispeech(source):
+        yield layouts.Found(audio, text, speaker, id)
 
 
 def _check(entry: _Entry, target: Path | None, rules: Rules) -> Utterance | LeftOut:
