@@ -3,7 +3,8 @@
     python scripts/prepare_data.py --data_dir ./LibriSpeech/train-clean-100
     python scripts/prepare_data.py --download dev-clean
 
-In go LibriSpeech folders or JSON-lines manifests.
+In go LibriSpeech folders, manifests, Common Voice's folders, CSV or TSV tables, folders of audio
+with a text file beside each recording, and Kaldi's data folders.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="PATH",
-        help="split folder, LibriSpeech root, manifest or folder of manifests; may be repeated",
+        help="corpus, split folder, manifest or table; may be repeated",
     )
     add("--output_dir", default="./data/LibriSpeech", help="where manifests go (%(default)s)")
     add(
