@@ -13,8 +13,9 @@ from collections.abc import Callable
 SHORT = {
     "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "st": "saint",
     "prof": "professor", "capt": "captain", "gen": "general", "col": "colonel",
-    "lt": "lieutenant", "rev": "reverend", "hon": "honorable", "jr": "junior", "sr": "senior", "vs": "versus", "etc": "et cetera",
-    "no": "number", "vol": "volume", "approx": "approximately", "dept": "department",
+    "lt": "lieutenant", "rev": "reverend", "hon": "honorable", "jr": "junior", "sr": "senior",
+    "vs": "versus", "etc": "et cetera", "no": "number", "vol": "volume",
+    "approx": "approximately", "dept": "department",
 }  # fmt: skip
 SIGNS = {"&": "and", "%": "percent", "+": "plus", "=": "equals", "@": "at", "°": "degrees"}
 MONEY = {"$": "dollar", "£": "pound", "€": "euro"}
