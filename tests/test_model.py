@@ -417,3 +417,97 @@ def test_every_parameter_has_a_gradient():
     dead = {n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
     # a constant added to all keys, or before a batch norm, changes nothing
     assert all(n.endswith(("key.bias", "depthwise.bias")) for n in dead)
+
+
+# ---- time reduction, and blocks without positions ----------------------------------------------
+
+REDUCED = ModelConfig(
+    vocab_size=7, n_mels=12, d_model=16, n_layers=4, n_heads=2, conv_kernel_size=5,
+    subsampling_factor=2, subsampling_channels=4, reduction_position=2, reduction_factor=2,
+    reduction_d_model=24, plain_blocks=2, intermediate_layers=(3,), self_conditioned=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reduced():
+    torch.manual_seed(0)
+    return ConformerCTC(REDUCED).eval()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 41])
+def test_reduced_length_is_that_of_the_total_factor(reduced, frames):
+    output = reduced(torch.randn(1, frames, 12), torch.tensor([frames]))
+    assert REDUCED.total_factor == 4
+    assert output.log_probs.shape == (1, math.ceil(frames / 4), 7)
+    assert output.lengths.tolist() == [math.ceil(frames / 4)]
+
+
+def test_padding_changes_nothing_across_the_reduction(reduced):
+    features = torch.randn(3, 41, 12)
+    lengths = torch.tensor([41, 30, 7])
+    batch = reduced(features, lengths)
+    for i, n in enumerate(lengths.tolist()):
+        alone = reduced(features[i : i + 1, :n])
+        torch.testing.assert_close(
+            alone.log_probs[0], batch.log_probs[i, : batch.lengths[i]], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_front_and_what_is_behind_it_are_the_whole(reduced):
+    features, lengths = torch.randn(2, 41, 12), torch.tensor([41, 22])
+    hidden, hidden_lengths = reduced.front(features, lengths, 2)
+    assert hidden.shape == (2, 21, 16)
+    behind = reduced(hidden, hidden_lengths, behind=2)
+    torch.testing.assert_close(behind.log_probs, reduced(features, lengths).log_probs)
+
+
+def test_reduction_is_a_linear_of_pairs(reduced):
+    x = torch.randn(1, 5, 16)
+    got, lengths = reduced.reduction(x, torch.tensor([5]))
+    weight, bias = reduced.reduction.out.weight, reduced.reduction.out.bias
+    first = weight @ torch.cat([x[0, 0], x[0, 1]]) + bias
+    last = weight @ torch.cat([x[0, 4], torch.zeros(16)]) + bias
+    assert lengths.tolist() == [3]
+    torch.testing.assert_close(got[0, 0], first)
+    torch.testing.assert_close(got[0, 2], last)
+
+
+def test_plain_attention_is_that_of_torch(reduced):
+    ours = reduced.blocks[0].attn
+    theirs = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    parts = [ours.query, ours.key, ours.value]
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    x = torch.randn(2, 9, 16)
+    y = ours.norm(x)
+    expected, _ = theirs(y, y, y)
+    torch.testing.assert_close(ours(x, torch.zeros(17, 16), None), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_plain_attention_is_relative_attention_whose_positions_weigh_nothing(reduced):
+    plain = reduced.blocks[0].attn
+    relative = RelPositionAttention(16, 2, 8)
+    relative.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.zeros_(relative.position.weight)
+    x = torch.randn(2, 9, 16)
+    positions = relative_positions(9, 16, x)
+    torch.testing.assert_close(relative(x, positions, None), plain(x, positions, None))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reduction_position": 2},
+        {"reduction_factor": 2},
+        {"reduction_position": 4, "reduction_factor": 2},
+        {"reduction_d_model": 24},
+        {"plain_blocks": 9},
+        {"reduction_position": 2, "reduction_factor": 2, "intermediate_layers": (2,)},
+    ],
+)
+def test_reductions_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match=r"reduction|plain_blocks"):
+        ModelConfig(**{"n_layers": 4, **changes})
