@@ -19,7 +19,7 @@ from asr.network.checkpoint import load_checkpoint, read_checkpoint, save_checkp
 from asr.runtime.transcribe import main as transcribe
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "experiments" / "librispeech"
+SHIPPED = ROOT / "experiments" / "english"
 MOST_BYTES = 45_000_000
 FOLDERS = "root|home|tmp|work|Users|mnt|opt"
 PLACE = re.compile(rf"(?<![\w./])/(?:{FOLDERS})\b|(?<![A-Za-z])[A-Za-z]:\\\\")  # \\ in JSON is \
