@@ -50,9 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--data", required=True, help="manifest or LibriSpeech folder")
     parser.add_argument("--output_dir", required=True, help="folder for the copies' manifests")
-    parser.add_argument(
-        "--limit", type=int, default=0, help="only the first ones (default: all)"
-    )
+    parser.add_argument("--limit", type=int, default=0, help="only the first ones (default: all)")
     return parser.parse_args(argv)
 
 

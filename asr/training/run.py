@@ -15,6 +15,7 @@ import torch.distributed as dist
 from asr.corpus.manifest import load_splits, places
 from asr.network.device import choose_device
 from asr.network.model import count_parameters
+from asr.training.data import FRONT_RATE
 from asr.training.start import (
     WANTED,
     check_same_model,
@@ -103,6 +104,8 @@ def _train(
         checkpoint.data = {"train": named}
     else:
         checkpoint = new_checkpoint(wanted, splits.train, named, config.seed)
+    if config.freeze_blocks and checkpoint.model.config.subsampling_factor != FRONT_RATE:
+        raise ValueError(f"--freeze_blocks needs a model whose subsampling_factor is {FRONT_RATE}")
     if resuming or init_from:
         check_same_model(wanted, checkpoint)
     train_set = usable(splits.train, checkpoint, config, say)
@@ -123,7 +126,7 @@ def _train(
     )
     finished = trainer.fit()
     if finished:
-        say(f"best dev WER {trainer.best_wer:.2%} (epoch {trainer.best_epoch}): {model}")
+        say(f"best dev WER {trainer.best[0]:.2%} (epoch {trainer.best_epoch}): {model}")
     else:
         say(f"stopped; go on with --resume ({last})")
-    return Trained(model, trainer.best_wer, trainer.best_epoch, finished)
+    return Trained(model, trainer.best[0], trainer.best_epoch, finished)

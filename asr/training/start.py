@@ -32,6 +32,10 @@ DIMENSIONS: dict[str, tuple[Any, str]] = {
     "subsampling": (str, "convolutions before the blocks: striding, or the lighter dw_striding"),
     "subsampling_factor": (int, "input frames (10 ms) to one of the blocks: 2, 4 or 8"),
     "subsampling_channels": (int, "channels of those convolutions"),
+    "reduction_position": (int, "so many blocks first, then neighbouring frames become one"),
+    "reduction_factor": (int, "how many: 2 or 4; 1 for no reduction"),
+    "reduction_d_model": (int, "width of the blocks after it; 0 for d_model"),
+    "plain_blocks": (int, "so many first blocks attend without relative positions"),
     "dropout": (float, "share of activations zeroed in training"),
     "intermediate_layers": (
         int_list, "blocks with a CTC loss of their own, such as 4,8; '' for none"
@@ -130,10 +134,12 @@ def resume_from(path: Path, config: TrainConfig) -> Checkpoint:
 def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> None:
     """Resuming with other settings would not be the same run.
 
-    Another device or number of threads is: it only adds in another order.
+    Another device or number of threads is: it only adds in another order. More epochs than first
+    planned are, and the front may be frozen for longer or learn faster.
     """
     free = {
         "num_workers", "log_every", "save_every", "tensorboard", "device", "patience", "threads",
+        "epochs", "freeze_epochs", "front_rate",
     }  # fmt: skip
     now = vars(config)
     other = [f"--{k} {v}" for k, v in saved.items() if k not in free and v != now.get(k, v)]
@@ -189,7 +195,7 @@ def usable(
     short = [u for u in utterances if u.duration <= config.max_duration]
     if len(short) < len(utterances):
         say(f"left out: {len(utterances) - len(short)} longer than {config.max_duration:g} s")
-    factor = checkpoint.model.config.subsampling_factor
+    factor = checkpoint.model.config.total_factor
     possible, impossible = drop_impossible(
         short, checkpoint.tokenizer, checkpoint.features, factor, 1 + config.speed
     )
