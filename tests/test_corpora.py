@@ -1,4 +1,4 @@
-"""Several corpora in training: weights by name, dev sets that count alike, the best by WER and CER."""
+"""Several corpora in training: weights by name, dev sets that count alike, corpora by manifest."""
 
 from __future__ import annotations
 
