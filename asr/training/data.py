@@ -43,6 +43,7 @@ class Batch:
     target_lengths: Tensor  # (B,) int64
     indices: tuple[int, ...]  # positions in the list of utterances
     seconds: float  # audio in the batch, without padding
+    hints: list[Tensor] | None = None  # (T, D) each: what a teacher makes of the clean recordings
 
 
 class BatchDataset(Dataset[Batch]):
@@ -60,6 +61,7 @@ class BatchDataset(Dataset[Batch]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
     ) -> None:
+        self.teacher: Callable[[np.ndarray], np.ndarray] | None = None
         self.front: Front | None = None
         self.cache = Path()
         self.utterances = utterances
@@ -79,6 +81,7 @@ class BatchDataset(Dataset[Batch]):
         rate = FRONT_RATE if self.front else 1
         features = [self._features(i, epoch, masks) for i in indices]
         targets = [self.targets[i] for i in indices]
+        hints = [torch.from_numpy(self._hint(i, epoch)) for i in indices] if self.teacher else None
         lengths = [rate * len(f) for f in features]
         width = padded_frames(max(lengths)) // rate
         return Batch(
@@ -89,6 +92,7 @@ class BatchDataset(Dataset[Batch]):
             indices=indices,
             seconds=sum(lengths) * self.features.hop_length
             / self.features.sample_rate,
+            hints=hints,
         )  # fmt: skip
 
     def _features(self, index: int, epoch: int, masks: bool) -> np.ndarray:
@@ -105,15 +109,26 @@ class BatchDataset(Dataset[Batch]):
 
     def _log_mel(self, index: int, epoch: int, masks: bool) -> np.ndarray:
         """Normalised features (T, n_mels), augmented in training."""
-        waveform = read_audio(self.utterances[index].audio_filepath, self.features.sample_rate)
+        waveform, rng = self._clean(index, epoch)
         if self.augment is None:
             return log_mel(waveform, self.features)
-        rng = utterance_rng(self.seed, epoch, index)
-        waveform = retime(waveform, timing(rng, self.augment), rng, self.augment.shift)
         waveform = degrade(waveform, rng, self.augment, self._voices)
         features = warp_frequency(raw_log_mel(waveform, self.features), rng, self.augment)
         features = normalize(features, self.features)
         return spec_augment(features, rng, self.augment) if masks else features
+
+    def _clean(self, index: int, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
+        """The recording at its speed and between its silences, and what draws the rest."""
+        waveform = read_audio(self.utterances[index].audio_filepath, self.features.sample_rate)
+        rng = utterance_rng(self.seed, epoch, index)
+        if self.augment is not None:
+            waveform = retime(waveform, timing(rng, self.augment), rng, self.augment.shift)
+        return waveform, rng
+
+    def _hint(self, index: int, epoch: int) -> np.ndarray:
+        """What the teacher makes of the same recording, before anything degrades it."""
+        assert self.teacher is not None
+        return self.teacher(self._clean(index, epoch)[0])
 
     def _voices(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Three to five other recordings, for babble."""

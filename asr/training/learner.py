@@ -41,6 +41,7 @@ class Learner:
             self.model, config.optimizer, config.learning_rate, config.weight_decay,
             [p for module in self.front for p in module.parameters()], config.front_rate,
         )  # fmt: skip
+        self.helpers = nn.ModuleList()  # trained with the model, and in no checkpoint of it
         self.behind = 0  # blocks of the front that are frozen: batches begin behind them
         self.objective: Objective = self.ctc
         self.step = 0  # steps taken
@@ -89,7 +90,11 @@ class Learner:
             total += loss.detach()
         if self.world > 1:
             dist.all_reduce(total)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        parameters = [*self.model.parameters(), *self.helpers.parameters()]
+        if self.world > 1:
+            for p in self.helpers.parameters():
+                dist.all_reduce(p.grad)
+        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         bad = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -111,6 +116,12 @@ class Learner:
         lengths = torch.tensor([features.shape[1]])
         return self.model.front(features, lengths, self.config.freeze_blocks)[0]
 
+    def add_helper(self, module: nn.Module) -> None:
+        """Trains a module that an objective needs along with the model."""
+        self.helpers.append(module)
+        group = {"params": list(module.parameters()), "weight_decay": 0.0, "scale": 1.0}
+        self.optimizer.add_param_group(group)
+
     def ctc(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
         """The objective of training: CTC, and intermediate CTC where the model has it."""
         factor = self.model.config.total_factor
@@ -120,12 +131,14 @@ class Learner:
         """What `load` needs to go on, beside the model's own weights."""
         return {
             "step": self.step, "skipped": int(self.skipped),
+            "helpers": self.helpers.state_dict(),
             "average": self.average.model.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.skipped.fill_(state["skipped"])
+        self.helpers.load_state_dict(state.get("helpers", {}))
         self.average.model.load_state_dict(state["average"])
         scales = [group["scale"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

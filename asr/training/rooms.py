@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 Array = npt.NDArray[np.float32]
+Place = npt.NDArray[np.float64]
 
 SAMPLE_RATE = 16000
 SOUND_SPEED = 343.0  # m/s
@@ -22,7 +23,7 @@ IMAGES = 5  # reflections followed along each axis, to either side
 
 
 def room_response(
-    size: Array, source: Array, microphone: Array, absorption: float, rate: int = SAMPLE_RATE
+    size: Place, source: Place, microphone: Place, absorption: float, rate: int = SAMPLE_RATE
 ) -> Array:
     """Impulse response of a shoebox room of `size` (3,) metres whose walls absorb that share.
 
@@ -94,7 +95,7 @@ def telephone(waveform: Array, rng: np.random.Generator) -> Array:
     spectrum[(hertz < rng.uniform(50, 300)) | (hertz > rng.uniform(3300, 3900))] = 0
     narrow = np.fft.irfft(spectrum, len(narrow)).astype(np.float32)
     peak = max(float(np.abs(narrow).max(initial=0)), 1e-9)
-    narrow = narrow / np.float32(max(peak, 1.0))
+    narrow = (narrow / max(peak, 1.0)).astype(np.float32)
     narrow = mu_law(narrow) if rng.random() < 0.5 else a_law(narrow)
     wide = soxr.resample(narrow, 8000, SAMPLE_RATE, quality="LQ").astype(np.float32)
     return np.resize(np.pad(wide, (0, max(0, len(waveform) - len(wide)))), len(waveform))

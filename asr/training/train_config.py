@@ -40,6 +40,12 @@ class TrainConfig:
     freeze_blocks: int = _flag(0, "the stem and so many blocks keep their batch statistics and…")
     freeze_epochs: int = _flag(0, "…for so many epochs their weights: they hear an utterance once")
     front_rate: float = _flag(0.1, "share of the learning rate at which they learn afterwards")
+    teacher: str = _flag(
+        "", "another network to learn from: .onnx, or MODULE:FUNCTION that is given a waveform"
+    )
+    teacher_output: str = _flag("", "which output of an .onnx: one vector a frame", metavar="NAME")
+    teacher_weight: float = _flag(1.0, "of the distance from it, beside CTC")
+    teacher_block: int = _flag(0, "the block that is to give the same; 0: halfway")
     sorted_epochs: int = _flag(1, "first epochs that go from short to long utterances")
     specaugment_start: float = _flag(0.1, "share of the run before SpecAugment begins")
     speed: float = _flag(0.1, "speed perturbation: 1 - x, 1, 1 + x; 0 for none")
@@ -78,7 +84,8 @@ class TrainConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "warmup_steps", "sorted_epochs", "gain", "time_masks",
                      "freq_masks", "patience", "threads", "num_workers", "save_every",
-                     "freeze_blocks", "freeze_epochs", "front_rate"):  # fmt: skip
+                     "freeze_blocks", "freeze_epochs", "front_rate",
+                     "teacher_weight", "teacher_block"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in SHARES:

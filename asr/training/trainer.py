@@ -29,6 +29,7 @@ from asr.training.dev import Heard, listen
 from asr.training.epochs import Epochs
 from asr.training.learner import Learner
 from asr.training.run_folder import RunFolder
+from asr.training.teacher import Taught, Teacher
 from asr.training.train_config import TrainConfig
 
 
@@ -51,6 +52,8 @@ class Trainer:
         tokenizer, features = checkpoint.tokenizer, checkpoint.features
         self.train_set = BatchDataset(train, tokenizer, features, config.augment, config.seed)
         self.dev_set = BatchDataset(dev, tokenizer, features)
+        if config.teacher:
+            self.teach(config)
         rank, self.world = self.learner.rank, self.learner.world
         self.first = rank == 0  # the process that measures, writes and speaks
         self.epochs = Epochs(
@@ -63,6 +66,20 @@ class Trainer:
         self.busy_seconds = 0.0  # of the last epoch, waiting for data included
         self.stopping = self.stopped = False  # asked to stop; stopped
         self.commit = commit()
+
+    def teach(self, config: TrainConfig) -> None:
+        """Lets another network teach."""
+        n_layers = self.checkpoint.model.config.n_layers
+        block = config.teacher_block or max(1, n_layers // 2)
+        if block > n_layers or config.freeze_epochs:
+            raise ValueError(
+                f"--teacher_block {block}: the model has {n_layers}"
+                if block > n_layers
+                else "--teacher and --freeze_epochs do not go together: a frozen front is not heard"
+            )
+        teacher = Teacher(config.teacher, config.teacher_output, self.checkpoint.features)
+        self.train_set.teacher = teacher
+        self.learner.objective = Taught(self.learner, teacher.width, block, config.teacher_weight)
 
     # ---- the run --------------------------------------------------------------------------
 
