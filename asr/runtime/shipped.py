@@ -10,7 +10,6 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 MODEL = FOLDER / "english.onnx"
-LANGUAGE_MODEL = FOLDER / "english.lm"
 
 
 def find_model(path: str | Path | None = None) -> Path:
@@ -24,4 +23,5 @@ def find_model(path: str | Path | None = None) -> Path:
 
 def find_language_model() -> str | None:
     """The language model that goes with the English model that ships, where it is there."""
-    return str(LANGUAGE_MODEL) if LANGUAGE_MODEL.exists() else None
+    beside = MODEL.with_suffix(".lm")
+    return str(beside) if beside.exists() else None
