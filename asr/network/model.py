@@ -137,8 +137,20 @@ def relative_positions(n_frames: int, d_model: int, like: Tensor) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
 
 
-class RelPositionAttention(nn.Module):
-    """Self-attention with relative positions (Transformer-XL), untied biases u and v.
+def frame_context(
+    x: Tensor, lengths: Tensor, padded: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What every block needs to know about x (B, T, D): positions, mask and padding bias."""
+    positions = relative_positions(x.shape[1], x.shape[2], x)
+    if not padded:
+        return positions, None, None
+    mask = valid_mask(lengths, x.shape[1])
+    bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -math.inf)
+    return positions, mask, bias[:, None, None]
+
+
+class PlainAttention(nn.Module):
+    """Self-attention that knows no positions: those come from the convolutions around it.
 
     `n_heads` of width `d_head`; n_heads * d_head may be smaller than d_model (pruned heads).
     `norms`: how many LayerNorms, one for each turn.
@@ -152,8 +164,30 @@ class RelPositionAttention(nn.Module):
         self.query = nn.Linear(d_model, inner)
         self.key = nn.Linear(d_model, inner)
         self.value = nn.Linear(d_model, inner)
-        self.position = nn.Linear(d_model, inner, bias=False)
         self.out = nn.Linear(inner, d_model)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, padding_bias: Tensor | None, turn: int = 0
+    ) -> Tensor:
+        """x (B, T, D), padding_bias (B, 1, 1, T), -inf at padding."""
+        x = of_turn(self.norm, turn)(x)
+        query, key, value = (self.heads(linear(x)) for linear in (self.query, self.key, self.value))
+        with no_cpu_autocast():
+            x = F.scaled_dot_product_attention(query, key, value, padding_bias)
+        return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * d_head) -> (B, H, T, d_head), float32 on a CPU."""
+        x = cpu_float(x)
+        return x.view(*x.shape[:2], -1, self.args["d_head"]).transpose(1, 2)
+
+
+class RelPositionAttention(PlainAttention):
+    """Self-attention with relative positions (Transformer-XL), untied biases u and v."""
+
+    def __init__(self, d_model: int, n_heads: int, d_head: int, norms: int = 1) -> None:
+        super().__init__(d_model, n_heads, d_head, norms)
+        self.position = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.bias_u = nn.Parameter(torch.zeros(n_heads, 1, d_head))
         self.bias_v = nn.Parameter(torch.zeros(n_heads, 1, d_head))
 
@@ -173,11 +207,6 @@ class RelPositionAttention(nn.Module):
                 bias = bias + padding_bias
             x = attend(query + self.bias_u, key, value, bias, scale)
         return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, T, H * d_head) -> (B, H, T, d_head), float32 on a CPU."""
-        x = cpu_float(x)
-        return x.view(*x.shape[:2], -1, self.args["d_head"]).transpose(1, 2)
 
 
 def shift_relative(x: Tensor) -> Tensor:
@@ -294,11 +323,14 @@ class ConformerBlock(nn.Module):
     differs from depth to depth, and with config.own_norms LayerNorms too.
     """
 
-    def __init__(self, config: ModelConfig, turns: int = 1) -> None:
+    def __init__(
+        self, config: ModelConfig, d_model: int, plain: bool = False, turns: int = 1
+    ) -> None:
         super().__init__()
-        d, norms = config.d_model, turns if config.own_norms else 1
+        d, norms = d_model, turns if config.own_norms else 1
+        attention = PlainAttention if plain else RelPositionAttention
         self.ff1 = FeedForward(d, d * config.ff_expansion, config.dropout, norms)
-        self.attn = RelPositionAttention(d, config.n_heads, d // config.n_heads, norms)
+        self.attn = attention(d, config.n_heads, d // config.n_heads, norms)
         self.conv = ConvModule(d, d, config.conv_kernel_size, norms, batch_norms=turns)
         self.ff2 = FeedForward(d, d * config.ff_expansion, config.dropout, norms)
         self.norm = repeated(lambda: nn.LayerNorm(d), norms)
@@ -315,6 +347,23 @@ class ConformerBlock(nn.Module):
         return of_turn(self.norm, turn)(x)
 
 
+class TimeReduction(nn.Module):
+    """Lays `factor` neighbouring frames side by side, and a Linear makes one of them."""
+
+    def __init__(self, d_model: int, d_output: int, factor: int) -> None:
+        super().__init__()
+        self.args = {"d_model": d_model, "d_output": d_output, "factor": factor}
+        self.out = nn.Linear(factor * d_model, d_output)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) to (B, ceil(T / factor), d_output); frames behind the end count as zeros."""
+        factor = self.args["factor"]
+        x = x.masked_fill(~valid_mask(lengths, x.shape[1]).unsqueeze(-1), 0)
+        x = F.pad(x, (0, 0, 0, -x.shape[1] % factor))
+        x = x.reshape(x.shape[0], -1, factor * x.shape[2])
+        return self.out(x), subsampled_length(lengths, factor)
+
+
 class ConformerCTC(nn.Module):
     """Features (B, T, n_mels) to CTC log-probabilities (B, T', V)."""
 
@@ -328,39 +377,66 @@ class ConformerCTC(nn.Module):
         )  # fmt: skip
         self.dropout = LockedDropout(config.dropout)
         stored = config.share_layers or config.n_layers
+        position = config.reduction_position
+        widths = position * [config.d_model] + (config.n_layers - position) * [config.d_output]
         self.blocks = nn.ModuleList(
-            ConformerBlock(config, turns=len(range(i, config.n_layers, stored)))
+            ConformerBlock(
+                config, widths[i], plain=i < config.plain_blocks,
+                turns=len(range(i, config.n_layers, stored)),
+            )
             for i in range(stored)
-        )
-        self.head = nn.Linear(config.d_model, config.vocab_size)
+        )  # fmt: skip
+        if position:
+            self.reduction = TimeReduction(config.d_model, config.d_output, config.reduction_factor)
+        self.head = nn.Linear(config.d_output, config.vocab_size)
         if config.self_conditioned:
-            self.conditioning = nn.Linear(config.vocab_size, config.d_model)
+            self.conditioning = nn.Linear(config.vocab_size, config.d_output)
 
-    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Output:
-        """features (B, T, n_mels), lengths (B,) valid frames; None means no padding."""
+    def forward(self, features: Tensor, lengths: Tensor | None = None, behind: int = 0) -> Output:
+        """features (B, T, n_mels), lengths (B,) valid frames; None means no padding.
+
+        With `behind` both are what `front` made of them with so many blocks.
+        """
         padded = lengths is not None
         if lengths is None:
             lengths = torch.full((features.shape[0],), features.shape[1], device=features.device)
-        x, lengths = self.subsampling(features, lengths)  # (B, T', D)
-        x = self.dropout(x * math.sqrt(self.config.d_model))
-        positions = relative_positions(x.shape[1], x.shape[2], x)
-        mask = padding_bias = None
-        if padded:
-            mask = valid_mask(lengths, x.shape[1])
-            padding_bias = torch.zeros_like(mask, dtype=torch.float32)
-            padding_bias = padding_bias.masked_fill(~mask, -math.inf)[:, None, None]
-        intermediate = []
-        for number, (block, turn) in enumerate(self.depths(), 1):
-            x = block(x, positions, mask, padding_bias, turn)
-            if number in self.config.intermediate_layers and (
-                self.training or self.config.self_conditioned
-            ):
+        x, lengths = (features, lengths) if behind else self.stem(features, lengths)
+        x, lengths, inner = self.run_blocks(x, lengths, behind, self.config.n_layers, padded)
+        return Output(F.log_softmax(self.head(x).float(), dim=2), lengths, inner)
+
+    def front(self, features: Tensor, lengths: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
+        """What the first `n_blocks` make of the features, (B, T', D)."""
+        x, lengths = self.stem(features, lengths)
+        x, lengths, _ = self.run_blocks(x, lengths, 0, n_blocks, True)
+        return x, lengths
+
+    def front_modules(self, n_blocks: int) -> list[nn.Module]:
+        """What `front` runs, none for 0 blocks."""
+        return [self.subsampling, *self.blocks[:n_blocks]] if n_blocks else []
+
+    def stem(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, n_mels) to (B, T', D)."""
+        x, lengths = self.subsampling(features, lengths)
+        return self.dropout(x * math.sqrt(self.config.d_model)), lengths
+
+    def run_blocks(
+        self, x: Tensor, lengths: Tensor, start: int, stop: int, padded: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Depths start ... stop - 1 of (B, T', D); what they make, and intermediate CTC outputs."""
+        config, intermediate = self.config, []
+        context = frame_context(x, lengths, padded)
+        for number, (block, turn) in list(enumerate(self.depths(), 1))[start:stop]:
+            if number == config.reduction_position + 1 and number > 1:
+                x, lengths = self.reduction(x, lengths)
+                context = frame_context(x, lengths, padded)
+            x = block(x, *context, turn)
+            if number in config.intermediate_layers and (self.training or config.self_conditioned):
                 log_probs = F.log_softmax(self.head(x).float(), dim=2)
                 if self.training:
                     intermediate.append(log_probs)
-                if self.config.self_conditioned:
+                if config.self_conditioned:
                     x = x + self.conditioning(log_probs.exp())
-        return Output(F.log_softmax(self.head(x).float(), dim=2), lengths, intermediate)
+        return x, lengths, intermediate
 
     def depths(self) -> Iterator[tuple[nn.Module, int]]:
         """The blocks in the order in which they run, each with the number of its turn."""

@@ -128,6 +128,8 @@ class ModelConfig:
             raise ValueError(
                 f"reduction_position {self.reduction_position} must lie in 0..{self.n_layers - 1}"
             )
+        if self.share_layers and (self.reduction_position or self.plain_blocks):
+            raise ValueError("share_layers goes with neither reduction_position nor plain_blocks")
         if not 0 <= self.plain_blocks <= self.n_layers:
             raise ValueError(f"plain_blocks {self.plain_blocks} must lie in 0..{self.n_layers}")
         if (self.reduction_position > 0) != (self.reduction_factor > 1):

@@ -13,12 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from asr.network.model import ConvModule, FeedForward, RelPositionAttention, Turns
+from asr.network.model import ConvModule, FeedForward, PlainAttention, RelPositionAttention, Turns
 from compress.core import progress
 from compress.quantization import rounding
 
 READERS: dict[type, tuple[str, ...]] = {  # what reads `norm` in each module
     FeedForward: ("up",),
+    PlainAttention: ("query", "key", "value"),
     RelPositionAttention: ("query", "key", "value"),
     ConvModule: ("up",),
 }
