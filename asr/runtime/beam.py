@@ -36,7 +36,7 @@ class BeamConfig:
         default="", metadata={"help": "word n-gram model, .lm or .arpa; none", "metavar": "FILE"}
     )
     lm_weight: float = field(default=0.5, metadata={"help": "of the model's log probabilities"})
-    word_bonus: float = field(default=1.0, metadata={"help": "added for every word"})
+    word_bonus: float = field(default=0.0, metadata={"help": "added for every word"})
     unknown_penalty: float = field(
         default=1.0, metadata={"help": "taken off for every letter of an unknown word"}
     )
