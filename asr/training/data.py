@@ -55,7 +55,8 @@ class BatchDataset(Dataset[Batch]):
         self.features = features
         self.augment = augment
         self.seed = seed
-        self.targets = [torch.tensor(tokenizer.encode(u.text)) for u in utterances]
+        self.targets = [torch.tensor(tokenizer.encode(u.text), dtype=torch.int64)
+                        for u in utterances]  # fmt: skip
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, masks, indices = key

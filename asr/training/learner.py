@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ class Learner:
     """Takes optimiser steps with a model, in place; `average` holds its averaged weights.
 
     Where a process group runs, this is process `rank` of `world`, each with a share of every step.
-    `objective` may be replaced by one that adds to it; parameters that need no gradient when the
+    `objective` may be replaced by one that adds to it, `weight` by another measure of how much a
+    batch holds, which a step's loss is divided by; parameters that need no gradient when the
     learner is made are never changed.
     """
 
@@ -39,6 +40,7 @@ class Learner:
             self.model, config.optimizer, config.learning_rate, config.weight_decay
         )
         self.objective: Objective = self.ctc
+        self.weight: Callable[[Batch], float] = spoken_tokens
         self.step = 0  # steps taken
         self.skipped = torch.zeros((), device=self.device)
         self.forward: Any = self.model
@@ -64,7 +66,7 @@ class Learner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        tokens = torch.tensor(float(sum(int(b.target_lengths.sum()) for b in batches)))
+        tokens = torch.tensor(float(sum(self.weight(batch) for batch in batches)))
         tokens = tokens.to(self.device)
         if self.world > 1:
             dist.all_reduce(tokens)
@@ -109,3 +111,8 @@ class Learner:
         self.skipped.fill_(state["skipped"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def spoken_tokens(batch: Batch) -> float:
+    """Tokens in a batch's transcripts."""
+    return float(batch.target_lengths.sum())

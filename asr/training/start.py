@@ -37,6 +37,8 @@ DIMENSIONS: dict[str, tuple[Any, str]] = {
         int_list, "blocks with a CTC loss of their own, such as 4,8; '' for none"
     ),
     "self_conditioned": (yes_no, "true: blocks after those also see what they read so far"),
+    "share_layers": (int, "blocks stored, used in turn at every depth; 0: one for each"),
+    "own_norms": (yes_no, "true: shared blocks have LayerNorms for each depth"),
 }  # fmt: skip
 WANTED = (*DIMENSIONS, "preset", "tokenizer", "vocab_size", "alphabet")
 PRUNED = 0.01  # share of zeros among the weights from which on a model counts as pruned

@@ -210,12 +210,15 @@ class Trainer:
 
     def save_state(self) -> None:
         """last.pt, from which `resume` goes on."""
-        training = {
+        self.folder.save_state(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs beside the model's own weights and the log."""
+        return {
             "config": asdict(self.config), "processes": self.world, "data": self.data_digest(),
             "epoch": self.epoch, "batches_done": self.batches_done,
             "best_wer": self.best_wer, "best_epoch": self.best_epoch, **self.learner.state(),
         }  # fmt: skip
-        self.folder.save_state(training)
 
     def resume(self, training: dict[str, Any]) -> None:
         """Takes up the state of a last.pt whose model weights the learner already has.
