@@ -439,7 +439,7 @@ def test_flags_of_several_methods_say_whose_they_are(capsys):
         cli.main(["--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     shared = text[text.index("several methods:") : text.index(" clustering: Weights")]
-    assert "--include INCLUDE every method: patterns" in shared
+    assert "--include INCLUDE clustering, factorization, pruning, quantization: pat" in shared
     assert re.search(r"--size_ratio SIZE_RATIO factorization: .*; pruning: ", shared)
     assert re.search(r"activation_aware clustering: .*; factorization: .*; quantization: ", shared)
     assert text.count(" --activation_aware, ") == 1
