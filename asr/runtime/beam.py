@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.phrases import Grammar
-from asr.runtime.tokenizer import SPACE
+from asr.runtime.tokenizer import SPACE, UNKNOWN, join
 
 KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis needs are forgotten
 
@@ -111,7 +111,7 @@ class BeamSearch:
         self._scorer = grammar or scorer
         self._grammar = grammar
         self._texts = [token.removeprefix(SPACE) for token in tokens]
-        self._starts = np.array([token.startswith(SPACE) for token in tokens])  # (V,)
+        self._starts = np.array([t.startswith(SPACE) or t == UNKNOWN for t in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
         """Token ids of the best hypothesis for log_probs (T', V); none if none is possible."""
@@ -195,7 +195,7 @@ class BeamSearch:
             if self._scorer is None or not prefix.word:
                 prefix.closing = 0.0, prefix.state
             else:
-                prefix.closing = self._scorer.score(prefix.state, prefix.word)
+                prefix.closing = self._scorer.score(prefix.state, join([prefix.word]))
         return prefix.closing
 
     def _child(self, beam: _Beam, parent: _Prefix, token: int) -> _Prefix:
@@ -209,7 +209,7 @@ class BeamSearch:
                     child.word, child.words = self._texts[token], parent.words + score
                 else:
                     child.word, child.words = parent.word + self._texts[token], parent.words
-                ahead = self._scorer.ahead(child.word) if child.word else 0.0
+                ahead = self._scorer.ahead(join([child.word])) if child.word else 0.0
                 child.rank = child.words + ahead
                 child.future = hash((child.state, child.word, token))
         return child
