@@ -216,7 +216,7 @@ def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, ca
     expected = {
         "cut.onnx": (contents[: len(contents) // 2], "truncated or damaged"),
         "empty.onnx": (b"", "truncated or damaged"),
-        "foreign.onnx": (foreign.SerializeToString(), "not one exported by this project"),
+        "foreign.onnx": (foreign.SerializeToString(), "has no tokens.txt"),
         "newer.onnx": (newer.SerializeToString(), "newer version"),
         "broken.onnx": (broken.SerializeToString(), "unusable metadata"),
         "cut.pt": (tiny_checkpoint.read_bytes()[:5000], "unreadable as a checkpoint"),

@@ -23,6 +23,7 @@ from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
+from asr.runtime.foreign import ForeignModel
 from asr.runtime.level import settle_level
 from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
@@ -50,7 +51,7 @@ LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an 
 class Info:
     """What a model file says about itself."""
 
-    parameters: int
+    parameters: int  # 0 where the file does not say
     tokens: list[str]
     features: FeatureConfig
     subsampling_factor: int
@@ -324,7 +325,7 @@ def _load(path: Path, threads: int) -> Recognizer:
 
 
 class OnnxBackend:
-    """An exported model in onnxruntime."""
+    """An exported model in onnxruntime: ours, or one of NeMo's (see `asr.runtime.foreign`)."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -342,22 +343,32 @@ class OnnxBackend:
             raise ValueError(
                 f"{path}: not a usable ONNX file, truncated or damaged; export it again ({reason})"
             ) from None
-        self.info = read_info(path, dict(self._session.get_modelmeta().custom_metadata_map))
+        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._columns: npt.NDArray[np.intp] | None = None
+        if METADATA_KEY in metadata:
+            self.info = read_info(path, metadata)
+            return
+        try:
+            foreign = ForeignModel(path, self._session)
+        except ValueError:
+            raise
+        except Exception as error:  # onnxruntime's own
+            raise ValueError(
+                f"{path}: does not run: {' '.join(str(error).split())[:160]}"
+            ) from None
+        self._columns = foreign.columns
+        factor = foreign.subsampling_factor
+        self.info = Info(0, foreign.tokens, foreign.features, factor, one_at_a_time=True)
 
     def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
         inputs = {"audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1))}
         outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
         log_probs: Array = outputs[0]
-        return log_probs
+        return log_probs if self._columns is None else log_probs[..., self._columns]
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> Info:
-    """The description that our export wrote into an ONNX file; ValueError if there is none."""
-    if METADATA_KEY not in metadata:
-        raise ValueError(
-            f"{path}: an ONNX file, but not one exported by this project (no {METADATA_KEY!r} "
-            "metadata); make one with scripts/export_onnx.py"
-        )
+    """The description that our export wrote into an ONNX file; ValueError if it is damaged."""
     try:
         values = json.loads(metadata[METADATA_KEY])
         version = values["version"]
