@@ -149,7 +149,7 @@ def train_config(checkpoint: Checkpoint, options: Options, share: float = 0.25) 
         trained, epochs=options.fine_tune_epochs, learning_rate=rate, scheduler="cosine",
         warmup_steps=50, sorted_epochs=0, specaugment_start=0.0, patience=0, save_every=100,
         device="auto", compile=False, threads=min(trained.threads, os.cpu_count() or 1),
-        tensorboard=False, seed=trained.seed + options.fine_tune_seed,
+        tensorboard=False, head_epochs=0, seed=trained.seed + options.fine_tune_seed,
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class Tokenizer:
             if any(len(token) > 1 and token[0] != "<" for token in self.tokens):
                 raise ValueError(
                     "the tokens are pieces of words, and the SentencePiece model that cuts texts "
-                    "into them is not in this file: it runs, but cannot be trained further"
+                    "into them is not in this file: train.py --new_tokens gives the model others"
                 )
             symbols = text.strip().replace(" ", SPACE)
             try:

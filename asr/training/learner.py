@@ -41,6 +41,13 @@ class Learner:
         )
         self.objective: Objective = self.ctc
         self.weight: Callable[[Batch], float] = spoken_tokens
+        if config.head_epochs and self.world > 1:
+            raise ValueError("--head_epochs needs a single process")
+        self.behind = [  # what stands before the output layer
+            p for name, p in self.model.named_parameters()
+            if p.requires_grad and not name.startswith(("head.", "conditioning."))
+        ]  # fmt: skip
+        self.head_alone = False
         self.step = 0  # steps taken
         self.skipped = torch.zeros((), device=self.device)
         self.forward: Any = self.model
@@ -51,6 +58,12 @@ class Learner:
         if self.world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
+    def teach_head_alone(self, alone: bool) -> None:
+        """Whether all but the output layer keeps its weights and batch statistics for now."""
+        self.head_alone = alone
+        for parameter in self.behind:
+            parameter.requires_grad_(not alone)
+
     def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
         """One optimiser step over `batches`; returns the loss a token and the gradient norm.
 
@@ -59,7 +72,7 @@ class Learner:
         counted on the device.
         """
         config = self.config
-        self.model.train()
+        self.model.train(not self.head_alone)
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate_at(
             self.step, progress, config.learning_rate, config.scheduler, config.warmup_steps

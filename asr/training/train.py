@@ -44,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--resume", action="store_true", default=None, help="go on from OUTPUT_DIR/last.pt"
     )
     parser.add_argument("--init_from", help="fine-tune this checkpoint: its model and tokens")
+    parser.add_argument(
+        "--new_tokens", action="store_true", default=None,
+        help="with --init_from: take the tokens of the training texts, as the flags below say, and "
+        "a new output layer; the encoder is kept (see --head_epochs)",
+    )  # fmt: skip
     model = parser.add_argument_group("model", "A preset has a value for each of the others.")
     model.add_argument("--preset", choices=PRESETS, help=f"size: {PRESET_SIZES} (default: small)")
     for name, (kind, meaning) in DIMENSIONS.items():

@@ -113,6 +113,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """The rest of the current epoch, from `batches_done` on."""
         config, learner = self.config, self.learner
+        learner.teach_head_alone(self.epoch < config.head_epochs)
         keys = self.epochs.keys(self.epoch)
         begin = time.perf_counter()
         losses: list[Tensor] = []
