@@ -79,7 +79,8 @@ class WordModel:
         """The best score of a word with that beginning, whatever came before it."""
         best = self._ahead.get(prefix)
         if best is None:
-            best = _remember(self._ahead, prefix, self._best_word(prefix.lower()))
+            bare = AROUND.sub("", prefix.lower())
+            best = _remember(self._ahead, prefix, self._best_word(bare))
         return best
 
     def _best_word(self, prefix: str) -> float:
@@ -103,7 +104,7 @@ class WordModel:
             at = bisect_left(self._folded, word)
             if at < len(self._folded) and self._folded[at] == word:
                 number = self._order[at]
-        bare = AROUND.sub("", word)
+        bare = AROUND.sub("", word.lower())
         if number < 0 and bare not in ("", word):
             return self._number(bare)
         return self._model.unknown if number < 0 or number in self._signs else number
