@@ -159,7 +159,9 @@ def test_bad_audio_gives_one_line_and_keeps_the_old_text(
 
 
 def test_what_is_there_of_a_cut_file_is_written(tiny_onnx, tmp_path, capsys):
-    path = bad_audio(tmp_path)["cut"]
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, babble(3.0), 16000)
+    path.write_bytes(path.read_bytes()[:64000])
     assert run(tiny_onnx, path) == 2
     out, err = capsys.readouterr()
     assert out.strip()
