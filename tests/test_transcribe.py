@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile
 
 from asr import load
-from asr.runtime import pieces, shipped
+from asr.runtime import pieces, recognizer, shipped
 from asr.runtime.config import FeatureConfig
 from asr.runtime.recognizer import SILENCE, Info, Recognizer, meeting_frame
 from asr.runtime.tokenizer import Tokenizer
@@ -233,6 +234,30 @@ def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, ca
     for path, message in ((tmp_path, "a folder"), (tmp_path / "a.onnx", "no such model")):
         assert run(path, "--audio_path", clip) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_for_a_newer_onnxruntime_says_so(tiny_onnx, clip, tmp_path, capsys):
+    model = onnx.load(tiny_onnx)
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx", "--audio_path", clip) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"needs a newer onnxruntime than {onnxruntime.__version__}" in line
+    assert "damaged" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Unsupported model IR version: 12, max supported IR version: 10",
+        "Current official support for domain ai.onnx is till opset 18.",
+        "Fatal error: com.microsoft:MatMulNBits(-1) is not a registered function/op",
+    ],
+)
+def test_an_old_onnxruntime_is_told_which_is_needed(error):
+    said = recognizer.explain(error, "1.15.1")
+    assert said.startswith("needs onnxruntime 1.20 or newer, 1.15.1 is installed; pip install")
+    assert recognizer.explain(error, "1.20.0").startswith("needs a newer onnxruntime than 1.20.0")
 
 
 def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):

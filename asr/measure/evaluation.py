@@ -199,8 +199,7 @@ def transcribe_all(
                         texts[i] = recognizer.transcribe(path).text
                 except (ValueError, OSError) as error:
                     texts[i] = error
-            features = [recognizer.features(piece.waveform) for _, piece in together]
-            outputs = recognizer.log_probs(features)
+            outputs = recognizer.piece_log_probs([piece for _, piece in together])
             for (i, piece), log_probs in zip(together, outputs, strict=True):
                 reading = Reading(piece.start, piece.waveform, log_probs)
                 texts[i] = Result(tuple(recognizer.spoken([reading]))).text

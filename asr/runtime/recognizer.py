@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ Audio = Source | npt.NDArray[Any]  # a recording
 
 METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
 METADATA_VERSION = 1
+OLDEST = [1, 20]  # onnxruntime that runs what the export writes, as in pyproject.toml
 MIN_CONFIDENCE = 0.2  # of a segment; what is heard in music and noise is less sure
 SILENCE = 2.0**-14  # what stays below this (-84 dBFS), two steps of 16 bits, holds no speech
 LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an end
@@ -190,7 +192,7 @@ class Recognizer:
         unit = self.samples_per_frame
         joined: Reading | None = None
         for piece in pieces:
-            right = Reading(piece.start, piece.waveform, self._piece_log_probs(piece.waveform))
+            right = Reading(piece.start, piece.waveform, self.piece_log_probs([piece])[0])
             if joined is not None and piece.overlap:
                 first = (piece.start - joined.start) // unit
                 shared = len(joined.log_probs) - first
@@ -260,15 +262,20 @@ class Recognizer:
         """Samples at the model's rate that one frame of log_probs stands for."""
         return self.info.features.hop_length * self.info.subsampling_factor
 
-    def _piece_log_probs(self, waveform: Array) -> Array:
-        """log_probs (T', V) of one window; silence is all blanks without asking the network."""
-        if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
-            return self.log_probs([self.features(waveform)])[0]
-        frames = n_frames(len(waveform), self.info.features)
-        n = subsampled_length(frames, self.info.subsampling_factor)
-        blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
-        blanks[:, 0] = 0.0
-        return blanks
+    def piece_log_probs(self, pieces: Sequence[Piece]) -> list[Array]:
+        """log_probs (T', V) of each piece, as one batch; silence is all blanks, and not in it."""
+        heard = [p for p in pieces if np.abs(p.waveform).max() >= SILENCE]
+        outputs = iter(self.log_probs([self.features(piece.waveform) for piece in heard]))
+        found: list[Array] = []
+        for piece in pieces:
+            if np.abs(piece.waveform).max() >= SILENCE:
+                found.append(next(outputs))
+                continue
+            frames = n_frames(len(piece.waveform), self.info.features)
+            n = subsampled_length(frames, self.info.subsampling_factor)
+            found.append(np.full((n, len(self.info.tokens)), -30.0, np.float32))
+            found[-1][:, 0] = 0.0
+        return found
 
 
 def warn(problem: str) -> None:
@@ -339,10 +346,7 @@ class OnnxBackend:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no class of their own
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(
-                f"{path}: not a usable ONNX file, truncated or damaged; export it again ({reason})"
-            ) from None
+            raise ValueError(f"{path}: {explain(str(error), onnxruntime.__version__)}") from None
         metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self._columns: npt.NDArray[np.intp] | None = None
         if METADATA_KEY in metadata:
@@ -365,6 +369,23 @@ class OnnxBackend:
         outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
         log_probs: Array = outputs[0]
         return log_probs if self._columns is None else log_probs[..., self._columns]
+
+
+def explain(error: str, version: str) -> str:
+    """Why onnxruntime of a `version` cannot load a file, from its error, and what to do."""
+    reason = " ".join(error.split())
+    newer = re.search(
+        r"Unsupported model IR version: \d+|support for domain \S+ is till opset \d+|"
+        r"\S+ is not a registered function/op|No Op registered for \S+",
+        reason,
+    )
+    if newer is None:
+        return f"not a usable ONNX file, truncated or damaged; export it again ({reason[:160]})"
+    if [int(part) for part in version.split(".")[:2]] < OLDEST:
+        needed = f"needs onnxruntime {OLDEST[0]}.{OLDEST[1]} or newer, {version} is installed"
+    else:
+        needed = f"needs a newer onnxruntime than {version}, which is installed"
+    return f"{needed}; pip install --upgrade onnxruntime ({newer[0]})"
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> Info:
