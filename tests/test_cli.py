@@ -331,8 +331,8 @@ def test_command_with_speech(tiny_onnx, tmp_path, capsys, monkeypatch):
     save_checkpoint(source, checkpoint)
     flags = ("--method", "quantization", "--precision", "int4", "--activation_aware")
     rest = ("--test_data", str(corpus / "dev.json"))
-    export = iter([lambda _, path: shutil.copy(tiny_onnx, path), cli.to_onnx])  # tracing is slow
-    monkeypatch.setattr(cli, "to_onnx", lambda *what: next(export)(*what))
+    export = iter([lambda _, path: shutil.copy(tiny_onnx, path), run.to_onnx])  # tracing is slow
+    monkeypatch.setattr(run, "to_onnx", lambda *what: next(export)(*what))
     assert cli.main(arguments(source, output, *flags, *rest)) == 0
     written = json.loads((output / "compression.json").read_text())
     assert written["evaluation"].keys() == {"before", "after", "paired"}
