@@ -113,6 +113,36 @@ def test_several_recordings_give_their_results_as_they_come(tiny_onnx, clip):
             list(transcribe(wrong))
 
 
+def test_recordings_run_together_come_in_order_and_say_the_same(tiny_onnx, monkeypatch):
+    """Long, short and silent ones; no more are read ahead than a batch needs."""
+    reader = load(tiny_onnx, threads=1, min_confidence=0)
+    recordings = [babble(seconds, seed=i) for i, seconds in enumerate((1.0, 30.0, 0.5, 2.0, 1.5))]
+    recordings.insert(2, np.zeros(16000, np.float32))
+    alone = [reader.transcribe(recording) for recording in recordings]
+    sizes, taken = [], []
+    run_backend = reader._backend.run
+
+    def counted(features, lengths):
+        sizes.append(len(lengths))
+        return run_backend(features, lengths)
+
+    def given():
+        for number, recording in enumerate(recordings):
+            taken.append(number)
+            yield recording
+
+    monkeypatch.setattr(reader._backend, "run", counted)
+    results = reader.transcribe(given(), batch_size=3)
+    together = [next(results)]
+    assert taken == [0, 1]  # the second alone has pieces for the rest of a batch
+    together += results
+    assert max(sizes) == 3 > min(sizes)
+    assert [r.text for r in together] == [r.text for r in alone]
+    assert len({r.text for r in together}) >= 5
+    starts = [[w.start for w in r.words] for r in together]
+    assert starts == [[pytest.approx(w.start, abs=0.05) for w in r.words] for r in alone]
+
+
 def test_another_sample_rate_and_stereo_are_fine(tiny_onnx, tmp_path, capsys):
     stereo = np.stack([babble(1.0), babble(1.0)], axis=1)
     soundfile.write(tmp_path / "a.wav", np.repeat(stereo, 3, axis=0), 48000)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.audio import Source, check_waveform, read_blocks
+from asr.runtime.batches import transcribe_many
 from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
@@ -114,18 +115,21 @@ class Recognizer:
     ) -> Result: ...
     @overload
     def transcribe(
-        self, audio: Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
-    ) -> Iterator[Result]: ...
+        self, audio: Iterable[Audio], sample_rate: int = 16000, channel: int | None = None,
+        batch_size: int = 1,
+    ) -> Iterator[Result]: ...  # fmt: skip
     def transcribe(
-        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
-    ) -> Result | Iterator[Result]:
+        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000, channel: int | None = None,
+        batch_size: int = 1,
+    ) -> Result | Iterator[Result]:  # fmt: skip
         """What a recording says; of a list or another iterable of them each result as it comes.
 
         A recording is the path of an audio file ("-" for standard input), a binary file that is
         open, or a waveform (N,) in [-1, 1] at `sample_rate` Hz, a NumPy array; a file brings its
         own sample rate. Of several channels, `channel` (from 0) is heard, or their mean. Silence
-        and noise give a result without words. Memory does not grow with a file. Raises AudioError
-        (a ValueError) for audio that cannot be used, or is shorter than one output frame; warns
+        and noise give a result without words. Memory does not grow with a file. Of many recordings
+        `batch_size` pieces are read ahead and run together, which is faster. Raises AudioError (a
+        ValueError) for audio that cannot be used, or is shorter than one output frame; warns
         (AudioWarning) of a file that holds less than it says.
         """
         given: Any = audio
@@ -136,7 +140,8 @@ class Recognizer:
         )
         if one or not isinstance(given, Iterable):
             return Result(tuple(self.stream(given, sample_rate, channel)))
-        return (Result(tuple(self.stream(each, sample_rate, channel))) for each in given)
+        recordings = (self.blocks(each, sample_rate, channel) for each in given)
+        return (usable(one) for one in transcribe_many(self, recordings, batch_size))
 
     def stream(
         self, audio: Audio, sample_rate: int = 16000, channel: int | None = None
@@ -189,10 +194,14 @@ class Recognizer:
 
     def readings(self, pieces: Iterable[Piece]) -> Iterator[Reading]:
         """What the network makes of each piece; those that overlap are joined."""
+        return self.joined((piece, self.piece_log_probs([piece])[0]) for piece in pieces)
+
+    def joined(self, read: Iterable[tuple[Piece, Array]]) -> Iterator[Reading]:
+        """The readings of pieces with their log_probs (T', V); those that overlap are joined."""
         unit = self.samples_per_frame
         joined: Reading | None = None
-        for piece in pieces:
-            right = Reading(piece.start, piece.waveform, self.piece_log_probs([piece])[0])
+        for piece, log_probs in read:
+            right = Reading(piece.start, piece.waveform, log_probs)
             if joined is not None and piece.overlap:
                 first = (piece.start - joined.start) // unit
                 shared = len(joined.log_probs) - first
@@ -276,6 +285,13 @@ class Recognizer:
             found.append(np.full((n, len(self.info.tokens)), -30.0, np.float32))
             found[-1][:, 0] = 0.0
         return found
+
+
+def usable(result: Result | Exception) -> Result:
+    """The result; the exception is raised where there is none."""
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def warn(problem: str) -> None:
