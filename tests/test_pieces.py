@@ -65,7 +65,6 @@ def test_silence_and_clicks_are_no_speech():
 
 @pytest.mark.parametrize("seconds", [0.15, 0.2, 0.4, 0.9])
 def test_a_short_recording_is_not_lost(seconds):
-    """A word cut out closely may be as steady as a hum."""
     (piece,) = cut(recording(seconds, [(0, seconds)]))
     assert len(piece.waveform) == int(seconds * RATE)
 

@@ -24,7 +24,7 @@ AROUND = 30 * FRAMES_PER_SECOND  # frames on either side that tell what is quiet
 ABOVE_FLOOR = 8.0  # dB over the quiet tenth of the frames: speech
 BELOW_PEAK = 12.0  # dB under the loudest, or less: speech whatever the floor
 RANGE = 60.0  # dB under the loudest, or more: silence whatever the floor
-STEADY = 6.0  # dB from the quietest to the loudest: a second that steady is no speech
+STEADY = 6.0  # dB from the quietest to the loudest: a sound that steady is no speech
 RANK = 10  # frames louder than the loudest that counts, so that a click does not; quieter likewise
 ZERO = 1e-14  # of a square: -140 dB, the floor of digital silence
 
@@ -61,6 +61,6 @@ def threshold(levels: npt.NDArray[np.float32]) -> float:
     rank = min(RANK, len(levels) // 10)
     ordered = np.sort(levels)
     least, quiet, peak = ordered[rank], ordered[len(levels) // 10], ordered[-1 - rank]
-    if peak - least < STEADY and len(levels) >= FRAMES_PER_SECOND:
+    if peak - least < STEADY:
         return np.inf
     return float(max(min(quiet + ABOVE_FLOOR, peak - BELOW_PEAK), peak - RANGE))
