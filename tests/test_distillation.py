@@ -307,7 +307,6 @@ def test_caches_of_others_are_refused(corpus, tmp_path):
     "options",
     [
         {"temperature": 4.0, "alpha": 0.0},
-        {"blanks": "weighted", "share_layers": 1, "alpha": 0.0},
         {"d_model": 8, "hint_weight": 1.0, "alpha": 0.0},
     ],
 )
