@@ -2,8 +2,10 @@
 
     python compress.py --model_path model.pt --method quantization --output_dir runs/int8
 
-Or several methods in order (--recipe), or the mix of settings that fits a size (--target_size_mb)
-or an error rate (--max_wer_increase).
+Or several methods in order (--recipe): each stage keeps its checkpoint and figures in OUTPUT_DIR,
+the same command goes on where it was stopped, and final_report.md sums up. Or the mix of settings
+that fits a size (--target_size_mb) or an error rate (--max_wer_increase). Under torchrun, training
+takes all processes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dataclasses import Field, fields
 from types import ModuleType
 from typing import Any
 
+from asr.measure.final_report import add_targets
 from asr.runtime.cli import Parser, add_flag, add_flags, guarded, number
+from asr.training.run import process_group
 from compress import finetuning
 from compress.registry import methods
 from compress.run import CHECKPOINT, REPORT, compress
@@ -39,6 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dev_data", default="", help="speech to measure that on (default: dev data of training)")
     add("--sensitivity", default="", metavar="FILE", help="scan of scripts/sensitivity.py for this")
     add("--dry_run", action="store_true", help="show what would happen, layer by layer")
+    add_targets(parser.add_argument_group("targets", "Checked in the report of a --recipe."))
     add_options(parser, available)
     args = parser.parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
@@ -54,11 +59,10 @@ def add_options(parser: Parser, available: dict[str, ModuleType]) -> None:
     shared = {name: takers for name, takers in owners.items() if len(takers) > 1}
     group = parser.add_argument_group("several methods", "Options of more than one method.")
     for takers in shared.values():
-        if len(takers) == len(available):
-            texts = {"every method": next(iter(takers.values())).metadata["help"]}
-        else:
-            texts = {method: f.metadata["help"] for method, f in takers.items()}
-        text = "; ".join(f"{method}: {text}" for method, text in texts.items())
+        texts: dict[str, list[str]] = {}
+        for method, f in takers.items():
+            texts.setdefault(f.metadata["help"], []).append(method)
+        text = "; ".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items())
         add_flag(group, next(iter(takers.values())), text)
     for method, module in available.items():
         group = parser.add_argument_group(method, (module.__doc__ or "").splitlines()[0])
@@ -68,7 +72,8 @@ def add_options(parser: Parser, available: dict[str, ModuleType]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    compress(**vars(args))
+    with process_group("auto"):
+        compress(**vars(args))
     return 0
 
 

@@ -27,6 +27,12 @@ afterwards: fake quantisation, codebooks to be rounded. `update(config, model, f
 before each step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
 `why_kept(model, name, config)` may tell the report why a layer of the finished model is as it was.
 
+A method may have other defaults than fine-tuning has (`TUNING`, a dict) and leave out options of
+it (`WITHOUT`, names); `train(checkpoint, first, config, tuning, folder)` in place of fine-tuning,
+where `first` is the checkpoint before the first step; `check(checkpoint, config, tuning)`, which
+raises ValueError before any step is taken; and `parts(config)`: the Configs of several steps in its
+place, which share its epochs.
+
 Shape-changing methods (pruning, factorization, distillation) come before packing ones (clustering,
 quantization): `linears` yields plain nn.Linear only.
 """
@@ -56,6 +62,7 @@ from compress.registry import method
 
 T = TypeVar("T")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+EVALUATION = "evaluation"  # a step of recipes that measures and changes nothing
 
 
 class UnchangedError(ValueError):
@@ -76,6 +83,13 @@ class Selection:
 
     include: str = field(default="*", metadata={"help": "patterns of layer names to compress"})
     exclude: str = field(default="", metadata={"help": "patterns of layer names to leave alone"})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The options of a step that measures the model as it is there."""
+
+    test_data: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,8 @@ def linears(model: nn.Module, include: str = "*", exclude: str = "") -> list[tup
 
 def unmatched(step: Step, names: Iterable[str]) -> list[str]:
     """A line for each pattern of a step's include and exclude that fits none of the names."""
+    if not isinstance(step.config, Selection):
+        return []
     names = list(names)
     options = {"include": step.config.include, "exclude": step.config.exclude}
     if not any(selected(name, step.config.include) for name in names):
@@ -142,6 +158,12 @@ def unmatched(step: Step, names: Iterable[str]) -> list[str]:
 def is_replaced(module: nn.Module) -> bool:
     """Whether a module is a layer of this package."""
     return type(module).__module__.startswith("compress.") and hasattr(module, "args")
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module is a layer of this package that holds integers."""
+    names = {name for name, _ in module.named_buffers(recurse=False)}
+    return is_replaced(module) and bool(names & {"qweight", "indices"})
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -163,6 +185,7 @@ def why_kept(model: nn.Module, name: str, step: Step) -> str:
     own = getattr(method(step.method), "why_kept", None)
     if own:
         return cast(str, own(model, name, step.config))
+    assert isinstance(step.config, Selection)
     if not selected(name, step.config.include, step.config.exclude):
         return ""
     return f"not a layer that {step.method} changes"
@@ -201,10 +224,16 @@ def round_rest(model: nn.Module) -> None:
 
 def make_step(name: str, options: dict[str, Any]) -> Step:
     """A checked step; a ValueError lists the methods or the options that are allowed."""
+    if name == EVALUATION:
+        if options.keys() != {"test_data"} or not isinstance(options["test_data"], str):
+            raise ValueError("evaluation takes test_data, the speech to measure on, and no more")
+        return Step(name, Evaluation(**options))
     module = method(name)
     own = {f.name: f for f in fields(module.Config)}
-    tuning = {f.name: f for f in fields(finetuning.Options)}
+    without = getattr(module, "WITHOUT", ())
+    tuning = {f.name: f for f in fields(finetuning.Options) if f.name not in without}
     allowed = own | tuning
+    options = getattr(module, "TUNING", {}) | options
     for key, value in options.items():
         if key not in allowed:
             raise ValueError(
@@ -241,7 +270,8 @@ def needs_calibration(step: Step) -> bool:
 def read_recipe(path: str) -> list[Step]:
     """Steps of a JSON or TOML file: a list under `steps`, or in JSON the list alone.
 
-    Each step is an object with `method` and that method's options.
+    Each step is an object with `method` and that method's options; the method `evaluation` with
+    `test_data` measures.
     """
     contents = read_structured(path)
     steps = contents.get("steps") if isinstance(contents, dict) else contents
@@ -276,28 +306,76 @@ def run(
     weights that are not finite.
     """
     check_finite(checkpoint.model)
-    tuned = [step.tuning for step in steps if step.tuning.fine_tune_epochs]
-    for tuning in tuned:
-        finetuning.data_path(checkpoint, tuning)  # fails now rather than after the work
-    teacher = copy.deepcopy(checkpoint.model) if tuned else checkpoint.model
+    check(checkpoint, steps)
+    trains = any(step.tuning.fine_tune_epochs for step in steps)
+    first = replace_fields(checkpoint, model=copy.deepcopy(checkpoint.model) if trains else
+                           checkpoint.model)  # fmt: skip
     checkpoint = replace_fields(checkpoint, training=None)
+    for step in changes(steps):
+        checkpoint = take(step, checkpoint, first, calibration, folder)
+    return checkpoint
+
+
+def changes(steps: Sequence[Step]) -> list[Step]:
+    """The steps that change the model."""
+    return [step for step in steps if step.method != EVALUATION]
+
+
+def check(checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
+    """Raises ValueError now rather than after the work."""
+    for step in changes(steps):
+        if step.tuning.fine_tune_epochs:
+            finetuning.data_path(checkpoint, step.tuning)
+        own = getattr(method(step.method), "check", None)
+        if own:
+            own(checkpoint, step.config, step.tuning)
+
+
+def expand(steps: Sequence[Step]) -> list[Step]:
+    """The steps, those of several parts as one each; the parts share the epochs."""
+    found: list[Step] = []
     for step in steps:
-        module, half = method(step.method), is_half(checkpoint.model)
-        epochs = step.tuning.fine_tune_epochs
-        change = getattr(module, "prepare", module.apply) if epochs else module.apply
-        model = change(checkpoint.model, step.config, calibration)
-        options = asdict(step.config) | (asdict(step.tuning) if epochs else {})
-        history = [*checkpoint.history, {"step": step.method, "config": options}]
-        checkpoint = replace_fields(checkpoint, model=model.eval(), history=history)
-        if epochs:
+        if step.method == EVALUATION:
+            found.append(step)
+            continue
+        parts = getattr(method(step.method), "parts", lambda config: [config])(step.config)
+        epochs, n = step.tuning.fine_tune_epochs, len(parts)
+        if n > 1 and epochs < n:
+            raise ValueError(
+                f"{step.method} in {n} steps trains after each: give fine_tune_epochs of at least "
+                f"{n}, not {epochs}"
+            )
+        for number, config in enumerate(parts):
+            share = epochs * (number + 1) // n - epochs * number // n
+            tuning = replace_fields(step.tuning, fine_tune_epochs=share)
+            found.append(Step(step.method, config, tuning))
+    return found
+
+
+def take(
+    step: Step, checkpoint: Checkpoint, first: Checkpoint, calibration: Calibration | None = None,
+    folder: Path | None = None,
+) -> Checkpoint:  # fmt: skip
+    """The checkpoint after one step; `first` is the one before the first step, which teaches."""
+    module, half = method(step.method), is_half(checkpoint.model)
+    tuning, epochs = step.tuning, step.tuning.fine_tune_epochs
+    change = getattr(module, "prepare", module.apply) if epochs else module.apply
+    model = change(checkpoint.model, step.config, calibration)
+    options = asdict(step.config) | (asdict(tuning) if epochs else {})
+    history = [*checkpoint.history, {"step": step.method, "config": options}]
+    checkpoint = replace_fields(checkpoint, model=model.eval(), history=history)
+    if epochs:
+        if hasattr(module, "train"):
+            model = module.train(checkpoint, first, step.config, tuning, folder)
+        else:
             update = partial(module.update, step.config) if hasattr(module, "update") else None
-            model = finetuning.fine_tune(checkpoint, teacher, step.tuning, folder, update)
-            if hasattr(module, "freeze"):
-                model = module.freeze(model, step.config)
-            checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
-        if half:
-            for part in checkpoint.model.modules():
-                round_own(part)
+            model = finetuning.fine_tune(checkpoint, first.model, tuning, folder, update)
+        if hasattr(module, "freeze"):
+            model = module.freeze(model, step.config)
+        checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
+    if half:
+        for part in checkpoint.model.modules():
+            round_own(part)
     return checkpoint
 
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from asr.corpus.manifest import Utterance, load_splits
 from asr.network.checkpoint import Checkpoint, load_checkpoint
 from asr.network.device import autocast
-from asr.network.model import Output
+from asr.network.model import ConformerCTC, Output
 from asr.training.data import Batch
 from asr.training.dev import Heard
 from asr.training.learner import Learner
@@ -47,6 +47,9 @@ class Options:
     fine_tune_learning_rate: float = field(
         default=0.0, metadata={"help": "peak learning rate; 0: a quarter of that in training"}
     )
+    fine_tune_seed: int = field(
+        default=0, metadata={"help": "added to the training's seed of order and augmentation"}
+    )
     distill_weight: float = field(
         default=0.5, metadata={"help": "share of the loss that is the uncompressed model's example"}
     )
@@ -62,6 +65,8 @@ class Options:
             raise ValueError(
                 f"fine_tune_learning_rate {self.fine_tune_learning_rate} must not be negative"
             )
+        if self.fine_tune_seed < 0:
+            raise ValueError(f"fine_tune_seed {self.fine_tune_seed} must not be negative")
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight {self.distill_weight} must lie in [0, 1]")
         if self.hint_weight < 0:
@@ -70,20 +75,22 @@ class Options:
 
 def fine_tune(
     checkpoint: Checkpoint, teacher: nn.Module, options: Options, folder: Path | None,
-    update: Update | None = None,
+    update: Update | None = None, run: FineTuning | None = None,
 ) -> nn.Module:  # fmt: skip
     """Trains `checkpoint.model` and returns the averaged weights in eval mode, on the CPU.
 
     The checkpoint's history ends with the step that asks for this. `teacher` is the model before
     the first step. `update(model, fraction)` is called before each optimiser step. In `folder` an
-    interrupted run leaves what it needs to resume; it then raises KeyboardInterrupt.
+    interrupted run leaves what it needs to resume; it then raises KeyboardInterrupt. `run` says how
+    where it is not plain fine-tuning.
     """
+    run = run or FineTuning()
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return fine_tune(checkpoint, teacher, options, Path(temporary), update)
+            return fine_tune(checkpoint, teacher, options, Path(temporary), update, run)
     check_trainable(checkpoint.model)
-    config = train_config(checkpoint, options)
-    splits = load_splits(data_path(checkpoint, options), seed=config.seed)
+    config = run.settings(checkpoint, options)
+    splits = load_splits(data_path(checkpoint, options), seed=trained_with(checkpoint).seed)
     train, dev = (
         usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
     )
@@ -92,13 +99,14 @@ def fine_tune(
     place.mkdir(parents=True, exist_ok=True)
     start = replace(checkpoint, model=state.model) if state else checkpoint
     try:
-        tuner = FineTuner(start, config, train, dev, place, teacher, options, update)
+        speech = run.speech(train, config)
+        tuner = run.tuner(start, config, speech, dev, place, teacher, options, update)
         if state:
             tuner.resume(cast(dict[str, Any], state.training))
         finished = tuner.fit()
     except Exception:
         if not (place / "last.pt").exists():
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
         raise
     if not finished:
         tuner.say(f"stopped; the same command goes on from {place / 'last.pt'}")
@@ -114,30 +122,48 @@ def forget(folder: Path) -> None:
 
 def check_trainable(model: nn.Module) -> None:
     """Raises ValueError where gradients cannot pass."""
+    reason = untrainable(model)
+    if reason:
+        raise ValueError(reason)
+
+
+def untrainable(model: nn.Module) -> str:
+    """Why gradients cannot pass; "" where they can."""
     stuck = [name for name, m in model.named_modules() if type(m).__name__ == "Int8Linear"]
-    if stuck:
-        raise ValueError(
-            f"cannot fine-tune a model with integer layers ({stuck[0]}): fine-tune in the step "
-            "that makes them, or in one before"
-        )
+    if not stuck:
+        return ""
+    return (
+        f"cannot fine-tune a model with integer layers ({stuck[0]}): fine-tune in the step that "
+        "makes them, or in one before"
+    )
 
 
-def train_config(checkpoint: Checkpoint, options: Options) -> TrainConfig:
-    """The settings of the checkpoint's own training, as far as they fit fine-tuning."""
-    known = {f.name for f in fields(TrainConfig)}
-    runs = [entry["config"] for entry in checkpoint.history if entry.get("step") == "train"]
-    trained = TrainConfig(**{k: v for k, v in (runs or [{}])[-1].items() if k in known})
-    rate = options.fine_tune_learning_rate or trained.learning_rate / 4
+def train_config(checkpoint: Checkpoint, options: Options, share: float = 0.25) -> TrainConfig:
+    """The settings of the checkpoint's own training, as far as they fit fine-tuning.
+
+    Its learning rate times `share` where the options name none.
+    """
+    trained = trained_with(checkpoint)
+    rate = options.fine_tune_learning_rate or trained.learning_rate * share
     return replace(
         trained, epochs=options.fine_tune_epochs, learning_rate=rate, scheduler="cosine",
         warmup_steps=50, sorted_epochs=0, specaugment_start=0.0, patience=0, save_every=100,
         device="auto", compile=False, threads=min(trained.threads, os.cpu_count() or 1),
-        tensorboard=False,
+        tensorboard=False, head_epochs=0, seed=trained.seed + options.fine_tune_seed,
     )  # fmt: skip
+
+
+def trained_with(checkpoint: Checkpoint) -> TrainConfig:
+    """The settings of the checkpoint's own training; the defaults if it names none."""
+    known = {f.name for f in fields(TrainConfig)}
+    runs = [entry["config"] for entry in checkpoint.history if entry.get("step") == "train"]
+    return TrainConfig(**{k: v for k, v in (runs or [{}])[-1].items() if k in known})
 
 
 def data_path(checkpoint: Checkpoint, options: Options) -> str | list[str]:
     """Where the data to train on is; a ValueError where nobody says or it is gone."""
+    if options.fine_tune_data and not Path(options.fine_tune_data).exists():
+        raise ValueError(f"{options.fine_tune_data}: no such data to fine-tune on")
     return options.fine_tune_data or trained_on(checkpoint, "--fine_tune_data")
 
 
@@ -154,6 +180,34 @@ def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
     return state
 
 
+class FineTuning:
+    """How a run is set up; a method that trains in its own way has one of its own."""
+
+    def settings(self, checkpoint: Checkpoint, options: Options) -> TrainConfig:
+        return train_config(checkpoint, options)
+
+    def speech(self, train: list[Utterance], settings: TrainConfig) -> list[Utterance]:
+        """What to train on, given what can be used of the training data."""
+        return train
+
+    def tuner(
+        self, checkpoint: Checkpoint, settings: TrainConfig, train: Sequence[Utterance],
+        dev: Sequence[Utterance], place: Path, teacher: nn.Module, options: Options,
+        update: Update | None,
+    ) -> FineTuner:  # fmt: skip
+        return FineTuner(checkpoint, settings, train, dev, place, teacher, options, update)
+
+
+class Lesson(Protocol):
+    """An objective that can be taken off the models again."""
+
+    def __call__(
+        self, output: Output, batch: Batch, features: Tensor, lengths: Tensor
+    ) -> Tensor: ...
+
+    def remove(self) -> None: ...
+
+
 class Imitation:
     """The objective of fine-tuning: what training minimises, and how far from the teacher it is."""
 
@@ -161,6 +215,12 @@ class Imitation:
         self.learner, self.options, self.plain = learner, options, learner.objective
         self.teacher = teacher.to(learner.device).eval().requires_grad_(False)
         if options.hint_weight:
+            mine, theirs = learner.model.config, cast(ConformerCTC, self.teacher).config
+            if (mine.d_model, mine.n_layers) != (theirs.d_model, theirs.n_layers):
+                raise ValueError(
+                    "hint_weight compares blocks of one size: distil again with it, or leave it "
+                    "out where a student recovers"
+                )
             self.blocks, self.examples = BlockOutputs(learner.model), BlockOutputs(self.teacher)
 
     def __call__(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
@@ -193,7 +253,11 @@ class FineTuner(Trainer):
     ) -> None:  # fmt: skip
         super().__init__(checkpoint, config, train, dev, output_dir)
         self.update = update
-        self.imitation = self.learner.objective = Imitation(self.learner, teacher, options)
+        self.imitation = self.make_objective(teacher, options)
+        self.learner.objective = self.imitation
+
+    def make_objective(self, teacher: nn.Module, options: Options) -> Lesson:
+        return Imitation(self.learner, teacher, options)
 
     def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
         model = self.learner.model

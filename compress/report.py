@@ -60,13 +60,18 @@ def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
 def compare(
     before: dict[str, LayerSize], model: nn.Module, steps: Sequence[core.Step]
 ) -> list[Row]:
-    """One row a layer of the model as it was; layers below a replaced one count to it."""
+    """One row a layer of the model as it was; layers below a replaced one count to it.
+
+    Then those that only the new model has: a student's norms of shared blocks.
+    """
     after = layer_sizes(model)
     rows = []
+    counted: set[str] = set()
     for name, old in before.items():
         parts = {n: new for n, new in after.items() if n == name or n.startswith(f"{name}.")}
         if old.kind not in MULTIPLIERS:  # a container's own tensors, not its children
             parts = {n: new for n, new in parts.items() if n == name}
+        counted |= parts.keys()
         size = sum(new.bytes for new in parts.values())
         kinds = ", ".join(dict.fromkeys(new.kind for new in parts.values())) or "removed"
         same = [(new.kind, new.description) for new in parts.values()]
@@ -76,12 +81,16 @@ def compare(
             kept = parts[name].kept or _reason(model, name, steps)
         parameters = sum(new.parameters for new in parts.values())
         rows.append(Row(name, old.kind, kinds, parameters, old.bytes, size, kept))
+    for name, new in after.items():
+        if name not in counted:
+            rows.append(Row(name, "added", new.kind, new.parameters, 0, new.bytes))
     return rows
 
 
 def _reason(model: nn.Module, layer: str, steps: Sequence[core.Step]) -> str:
     """Why a plain layer is as it was after the steps."""
-    reasons = filter(None, (core.why_kept(model, layer, step) for step in steps))
+    changes = core.changes(steps)
+    reasons = filter(None, (core.why_kept(model, layer, step) for step in changes))
     return " and ".join(dict.fromkeys(reasons)) or "not selected by include and exclude"
 
 

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Utterance
+from asr.measure import final_report
 from asr.measure.evaluation import compare, evaluate, measure_speed, read_test_data
+from asr.measure.final_report import FLAGS, Targets, targets_from
 from asr.measure.machine import default_threads
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
 from asr.runtime.files import write_atomically
-from compress import calibration, core, finetuning, report
+from compress import calibration, core, finetuning, pipeline, report
+from compress.pipeline import Pipeline
 from compress.sensitivity import choose_steps, dev_speech, of_modules, parse_setting, read_scan
 
 CHECKPOINT, REPORT = "model.pt", "compression.json"
@@ -59,7 +63,11 @@ def compress(
     given = {name: value for name, value in given.items() if value} | options
     if max_wer_increase is not None:
         given["max_wer_increase"] = max_wer_increase
-    steps = choose(method, recipe, options, (target_size_mb, max_wer_increase))
+    targets = targets_from(options)
+    options = {name: value for name, value in options.items() if name not in FLAGS}
+    if targets != Targets() and not recipe:
+        raise ValueError("targets are checked in the report of a --recipe: give one")
+    steps = core.expand(choose(method, recipe, options, (target_size_mb, max_wer_increase)))
     if sensitivity and steps:
         raise ValueError("--sensitivity goes with --target_size_mb or --max_wer_increase")
     if dev_data and max_wer_increase is None:
@@ -71,8 +79,10 @@ def compress(
     threads = threads or default_threads()
     torch.set_num_threads(threads)
     source, folder = Path(model_path), Path(output_dir or "")
-    if not dry_run:
+    if not dry_run and not recipe:
         check_output(folder, source)
+    first = not dist.is_initialized() or dist.get_rank() == 0  # the process that writes and speaks
+    command = command_line("compress.py", as_flags(given))
     checkpoint = load_checkpoint(source)
     tests = read_test_data(test_data) if test_data else []
     scan = read_scan(sensitivity, checkpoint.model) if sensitivity else None
@@ -80,8 +90,11 @@ def compress(
     dev = dev_speech(checkpoint, dev_data) if measured else []
     speech = load_speech(checkpoint, calibration_data, steps, scan)
     say_unmatched(steps[:1], checkpoint.model)
+    if recipe and not dry_run:
+        plan = Pipeline(source, steps, folder, test_data, calibration_data)
+        return run_recipe(plan, checkpoint, speech, targets, command, first)
     before = None
-    if tests and not dry_run:
+    if tests and not dry_run and first:
         before = measure_exported("before", checkpoint, tests, threads)
     started = time.monotonic()
     if not steps:
@@ -99,12 +112,12 @@ def compress(
     existed = folder.exists()
     try:
         result, rows, sizes = compress_checkpoint(checkpoint, steps, speech, folder)
-        for entry in result.history[len(checkpoint.history) :]:
-            entry["commit"] = commit()
+        if not first:
+            return Compressed(None, *sizes, report.as_json(rows, *sizes))
         save_checkpoint(folder / CHECKPOINT, result)
         seconds = time.monotonic() - started
         contents = {
-            "command": command_line("compress.py", as_flags(given)),
+            "command": command,
             "commit": commit(),
             "source": portable_path(str(source)),
             "history": result.history,
@@ -126,6 +139,42 @@ def compress(
         contents["evaluation"] = side_by_side(before, after)
         write_report(folder, contents)
     finetuning.forget(folder)
+    return Compressed(folder / CHECKPOINT, *sizes, contents)
+
+
+def run_recipe(
+    plan: Pipeline, checkpoint: Checkpoint, speech: core.Calibration | None, targets: Targets,
+    command: str, first: bool,
+) -> Compressed:  # fmt: skip
+    """The stages that are not finished yet, and the report of all."""
+    folder = plan.folder
+    if not (folder / pipeline.PLAN).exists():
+        check_output(folder, plan.source)
+    pipeline.rehearse(checkpoint, plan.steps, speech)
+    if first:
+        pipeline.begin(plan)
+    started = time.monotonic()
+    before, bytes_before = report.layer_sizes(checkpoint.model), report.file_bytes(checkpoint)
+    result = pipeline.run(plan, checkpoint, speech, first)
+    rows = report.compare(before, result.model, plan.steps)
+    sizes = bytes_before, report.file_bytes(result)
+    if not first:
+        return Compressed(None, *sizes, report.as_json(rows, *sizes))
+    save_checkpoint(folder / CHECKPOINT, result)
+    about = {"command": command, "commit": commit()}
+    contents = about | {
+        "source": portable_path(str(plan.source)),
+        "history": result.history,
+        "seconds": round(time.monotonic() - started, 1),
+        **report.as_json(rows, *sizes),
+    }
+    write_report(folder, contents)
+    print(report.summary_table(rows, *sizes))
+    pipeline.time_stages(plan)
+    stages = final_report.read_stages(folder)
+    written = final_report.write(folder, stages, targets, about)
+    print(final_report.markdown(stages, targets))
+    print("written: " + ", ".join(map(str, [folder / CHECKPOINT, *written])))
     return Compressed(folder / CHECKPOINT, *sizes, contents)
 
 
@@ -215,6 +264,8 @@ def compress_checkpoint(
     before = report.layer_sizes(checkpoint.model)
     bytes_before = report.file_bytes(checkpoint)
     result = core.run(checkpoint, steps, speech, folder)
+    for entry in result.history[len(checkpoint.history) :]:
+        entry["commit"] = commit()
     rows = report.compare(before, result.model, steps)
     return result, rows, (bytes_before, report.file_bytes(result))
 

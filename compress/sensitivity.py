@@ -53,6 +53,9 @@ def parse_setting(text: str, by: str = "module") -> core.Step:
         except ValueError:
             values[key.strip()] = value.strip()
     step = core.make_step(name, values)
+    if not isinstance(step.config, core.Selection):
+        raise ValueError(f"setting {text!r}: {name} does not change single layers")
+    core.expand([step])  # raises where it cannot do without fine-tuning
     if {"include", "exclude"} & values.keys() or step.tuning.fine_tune_epochs:
         raise ValueError(f"setting {text!r}: a scan chooses the layers and does not fine-tune")
     if "size_ratio" in values:

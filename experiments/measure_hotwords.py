@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model_path", required=True, help="a .pt checkpoint or an .onnx export")
     add("--dev_data", required=True, metavar="PATH", help="manifest or LibriSpeech folder")
     add("--text", required=True, metavar="PATH", help="text whose words are not rare")
-    add("--bonuses", type=number_list, default=(6.0, 8.0, 10.0), help="default: 6,8,10")
+    add("--bonuses", type=number_list, default=(8.0, 10.0), help="default: 8,10")
     add("--lm", default="", metavar="FILE", help="word n-gram model as well")
     add("--lm_weight", type=number, default=BeamConfig.lm_weight, help="as transcribe")
     add("--word_bonus", type=number, default=BeamConfig.word_bonus, help="as transcribe")

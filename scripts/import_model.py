@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.importing.nemo import check_model, import_nemo
+from asr.importing.onnx_file import import_onnx
 from asr.network.checkpoint import Checkpoint, save_checkpoint
 from asr.network.model import count_parameters
 from asr.runtime.audio import read_audio
@@ -48,7 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if output.exists():
         raise ValueError(f"{output}: is there already; choose another --output_path")
     check_writable(output)
-    imported = import_nemo(args.model_path, args.language, args.frontend)
+    if Path(args.model_path).suffix == ".onnx":
+        if args.language or args.frontend:
+            raise ValueError("--language and --frontend are for .nemo archives")
+        imported = import_onnx(args.model_path)
+    else:
+        imported = import_nemo(args.model_path, args.language, args.frontend)
     checkpoint = imported.checkpoint
     rate = checkpoint.features.sample_rate
     clip = read_audio(args.audio_path, rate) if args.audio_path else None

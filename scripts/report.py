@@ -5,6 +5,10 @@
 Writes report.md (one row a technique: size, WER, latency, memory of its .pt and .onnx) and the
 plots wer_size.png and wer_latency.png. The table can go into another file's section instead:
 scripts/report.py experiments/an4 --insert experiments/an4/README.md --section an4
+
+    python scripts/report.py --final runs/distilled --target_size_reduction 0.5
+
+writes the final report of a recipe's stages anew, with these targets.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from asr.common.provenance import command_line, commit
+from asr.measure import final_report
+from asr.measure.final_report import Targets, add_targets, targets_from
 from asr.measure.plots import PLOTS, plot
 from asr.measure.report import by_set, insert, markdown
 from asr.measure.results import (
@@ -31,7 +38,9 @@ from asr.runtime.files import write_atomically
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("results", nargs="+", help="result files of evaluate.py, or folders with such")
+    add("results", nargs="*", help="result files of evaluate.py, or folders with such")
+    add("--final", metavar="FOLDER", help="output folder of compress.py --recipe: its final report")
+    add_targets(parser.add_argument_group("targets", "What the last stage of --final is to reach."))
     add("--baseline", default="", metavar="NAME",
         help="the result to compare with (default: one named baseline or float)")  # fmt: skip
     add("--reference", help="figures to set beside ours, such as experiments/design.json")
@@ -42,10 +51,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--insert", metavar="FILE", help="Markdown file that gets the table instead of report.md")
     add("--section", metavar="NAME",
         help="its place there: from <!-- results: NAME --> to <!-- end -->")  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.targets = targets_from(vars(args))
+    if bool(args.results) == bool(args.final):
+        parser.error("give either results or --final FOLDER")
+    if args.targets != Targets() and not args.final:
+        parser.error("targets go with --final")
+    args.command = command_line("scripts/report.py", argv)
+    return args
+
+
+def final(args: argparse.Namespace) -> int:
+    """The final report of a pipeline's folder."""
+    stages = final_report.read_stages(Path(args.final))
+    about = {"command": args.command, "commit": commit()}
+    written = final_report.write(Path(args.final), stages, args.targets, about)
+    print(final_report.markdown(stages, args.targets))
+    print("written: " + ", ".join(map(str, written)))
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.final:
+        return final(args)
     if bool(args.insert) != bool(args.section):
         raise ValueError("--insert FILE and --section NAME go together; give both or neither")
     results = read_results(args.results)

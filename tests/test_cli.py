@@ -331,8 +331,8 @@ def test_command_with_speech(tiny_onnx, tmp_path, capsys, monkeypatch):
     save_checkpoint(source, checkpoint)
     flags = ("--method", "quantization", "--precision", "int4", "--activation_aware")
     rest = ("--test_data", str(corpus / "dev.json"))
-    export = iter([lambda _, path: shutil.copy(tiny_onnx, path), cli.to_onnx])  # tracing is slow
-    monkeypatch.setattr(cli, "to_onnx", lambda *what: next(export)(*what))
+    export = iter([lambda _, path: shutil.copy(tiny_onnx, path), run.to_onnx])  # tracing is slow
+    monkeypatch.setattr(run, "to_onnx", lambda *what: next(export)(*what))
     assert cli.main(arguments(source, output, *flags, *rest)) == 0
     written = json.loads((output / "compression.json").read_text())
     assert written["evaluation"].keys() == {"before", "after", "paired"}
@@ -439,7 +439,7 @@ def test_flags_of_several_methods_say_whose_they_are(capsys):
         cli.main(["--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     shared = text[text.index("several methods:") : text.index(" clustering: Weights")]
-    assert "--include INCLUDE every method: patterns" in shared
+    assert "--include INCLUDE clustering, factorization, pruning, quantization: pat" in shared
     assert re.search(r"--size_ratio SIZE_RATIO factorization: .*; pruning: ", shared)
     assert re.search(r"activation_aware clustering: .*; factorization: .*; quantization: ", shared)
     assert text.count(" --activation_aware, ") == 1

@@ -9,6 +9,7 @@ import pytest
 from asr.corpus.ngram import estimate, write_arpa
 from asr.runtime.arpa import NgramModel, read_arpa
 from asr.runtime.ngrams import Ngrams, compile_model, load_ngrams
+from scripts import build_lm
 from tests.arpa import Arpa
 
 WORDS = "one two three four five six seven eight Ünder naïve".split()
@@ -223,3 +224,22 @@ def test_a_model_with_gaps_is_refused(pair, message, tmp_path):
     (tmp_path / "lm.arpa").write_text(text)
     with pytest.raises(ValueError, match=message):
         compile_model(read_arpa(tmp_path / "lm.arpa"))
+
+
+def test_build_lm_compiles_a_text_or_an_arpa_file(tmp_path, capsys):
+    text, arpa = tmp_path / "text.txt", tmp_path / "lm.arpa"
+    text.write_text("\n".join(" ".join(words) for words in random_text(5)), encoding="utf-8")
+    for source, output in ((f"--text {text}", "lm.arpa"), (f"--text {text}", "a.lm"),
+                           (f"--arpa {arpa}", "b.lm")):  # fmt: skip
+        assert build_lm.main([*source.split(), "--output_path", str(tmp_path / output)]) == 0
+    models = [load_ngrams(tmp_path / name) for name in ("a.lm", "b.lm")]
+    for words in (["one", "two"], ["never", "three"]):
+        want = expected(Arpa(arpa), words)
+        assert [score(model, words) for model in models] == [pytest.approx(want, abs=1e-2)] * 2
+    capsys.readouterr()
+    arpa.write_text("no model\n")
+    assert build_lm.main(["--arpa", str(arpa), "--output_path", str(tmp_path / "c.lm")]) == 2
+    error = capsys.readouterr().err
+    assert "lm.arpa: not a usable ARPA language model" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "c.lm").exists()

@@ -63,6 +63,12 @@ def test_silence_and_clicks_are_no_speech():
     assert len(cut(clicks)) == 1
 
 
+@pytest.mark.parametrize("seconds", [0.15, 0.2, 0.4, 0.9])
+def test_a_short_recording_is_not_lost(seconds):
+    (piece,) = cut(recording(seconds, [(0, seconds)]))
+    assert len(piece.waveform) == int(seconds * RATE)
+
+
 def test_a_long_speech_is_cut_in_its_longest_pause():
     bursts = [(1, 12), (12.15, 19), (19.4, 24), (24.2, 33)]
     (first, second) = cut(recording(34, bursts))

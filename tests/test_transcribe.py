@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile
 
 from asr import load
-from asr.runtime import pieces, shipped
+from asr.runtime import pieces, recognizer, shipped
 from asr.runtime.config import FeatureConfig
 from asr.runtime.recognizer import SILENCE, Info, Recognizer, meeting_frame
 from asr.runtime.tokenizer import Tokenizer
@@ -112,6 +113,36 @@ def test_several_recordings_give_their_results_as_they_come(tiny_onnx, clip):
             list(transcribe(wrong))
 
 
+def test_recordings_run_together_come_in_order_and_say_the_same(tiny_onnx, monkeypatch):
+    """Long, short and silent ones; no more are read ahead than a batch needs."""
+    reader = load(tiny_onnx, threads=1, min_confidence=0)
+    recordings = [babble(seconds, seed=i) for i, seconds in enumerate((1.0, 30.0, 0.5, 2.0, 1.5))]
+    recordings.insert(2, np.zeros(16000, np.float32))
+    alone = [reader.transcribe(recording) for recording in recordings]
+    sizes, taken = [], []
+    run_backend = reader._backend.run
+
+    def counted(features, lengths):
+        sizes.append(len(lengths))
+        return run_backend(features, lengths)
+
+    def given():
+        for number, recording in enumerate(recordings):
+            taken.append(number)
+            yield recording
+
+    monkeypatch.setattr(reader._backend, "run", counted)
+    results = reader.transcribe(given(), batch_size=3)
+    together = [next(results)]
+    assert taken == [0, 1]  # the second alone has pieces for the rest of a batch
+    together += results
+    assert max(sizes) == 3
+    assert [r.text for r in together] == [r.text for r in alone]
+    assert len({r.text for r in together}) >= 5
+    starts = [[w.start for w in r.words] for r in together]
+    assert starts == [[pytest.approx(w.start, abs=0.05) for w in r.words] for r in alone]
+
+
 def test_another_sample_rate_and_stereo_are_fine(tiny_onnx, tmp_path, capsys):
     stereo = np.stack([babble(1.0), babble(1.0)], axis=1)
     soundfile.write(tmp_path / "a.wav", np.repeat(stereo, 3, axis=0), 48000)
@@ -159,7 +190,9 @@ def test_bad_audio_gives_one_line_and_keeps_the_old_text(
 
 
 def test_what_is_there_of_a_cut_file_is_written(tiny_onnx, tmp_path, capsys):
-    path = bad_audio(tmp_path)["cut"]
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, babble(3.0), 16000)
+    path.write_bytes(path.read_bytes()[:64000])
     assert run(tiny_onnx, path) == 2
     out, err = capsys.readouterr()
     assert out.strip()
@@ -216,7 +249,7 @@ def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, ca
     expected = {
         "cut.onnx": (contents[: len(contents) // 2], "truncated or damaged"),
         "empty.onnx": (b"", "truncated or damaged"),
-        "foreign.onnx": (foreign.SerializeToString(), "not one exported by this project"),
+        "foreign.onnx": (foreign.SerializeToString(), "has no tokens.txt"),
         "newer.onnx": (newer.SerializeToString(), "newer version"),
         "broken.onnx": (broken.SerializeToString(), "unusable metadata"),
         "cut.pt": (tiny_checkpoint.read_bytes()[:5000], "unreadable as a checkpoint"),
@@ -231,6 +264,30 @@ def test_bad_models_give_one_line(tiny_onnx, tiny_checkpoint, clip, tmp_path, ca
     for path, message in ((tmp_path, "a folder"), (tmp_path / "a.onnx", "no such model")):
         assert run(path, "--audio_path", clip) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_for_a_newer_onnxruntime_says_so(tiny_onnx, clip, tmp_path, capsys):
+    model = onnx.load(tiny_onnx)
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx", "--audio_path", clip) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"needs a newer onnxruntime than {onnxruntime.__version__}" in line
+    assert "damaged" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Unsupported model IR version: 12, max supported IR version: 10",
+        "Current official support for domain ai.onnx is till opset 18.",
+        "Fatal error: com.microsoft:MatMulNBits(-1) is not a registered function/op",
+    ],
+)
+def test_an_old_onnxruntime_is_told_which_is_needed(error):
+    said = recognizer.explain(error, "1.15.1")
+    assert said.startswith("needs onnxruntime 1.20 or newer, 1.15.1 is installed; pip install")
+    assert recognizer.explain(error, "1.20.0").startswith("needs a newer onnxruntime than 1.20.0")
 
 
 def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):

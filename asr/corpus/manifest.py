@@ -23,7 +23,7 @@ from asr.runtime.files import write_atomically
 
 Data = str | Path | Sequence[str | Path]  # where data is, in one place or several
 SUFFIXES = (".json", ".jsonl")
-LETTERS = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u0130": "i"})
+APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"})
 
 
 class ManifestError(ValueError):
@@ -32,7 +32,10 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and its transcript; `duration` in seconds, `id` by default the file's stem."""
+    """One recording and its transcript; `duration` in seconds, `id` by default the file's stem.
+
+    `written` is the text with its capitals, where the source has such.
+    """
 
     audio_filepath: str
     duration: float
@@ -40,6 +43,7 @@ class Utterance:
     speaker: str = ""
     id: str = ""
     corpus: str = ""  # name of the split that it was read from
+    written: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -57,8 +61,12 @@ class Splits:
 
 def normalise(text: str) -> str:
     """Lower case, NFKC, straight apostrophes, single spaces; of the Turkish dotted I an i."""
-    text = unicodedata.normalize("NFKC", text).translate(LETTERS).lower()
-    return " ".join(text.split())
+    return tidy(text).replace("\u0130", "i").lower()
+
+
+def tidy(text: str) -> str:
+    """NFKC, straight apostrophes, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).translate(APOSTROPHES).split())
 
 
 def read_manifest(path: str | Path, measured: bool = True) -> list[Utterance]:
@@ -339,6 +347,7 @@ def _parse(line: bytes, folder: Path, where: str, measured: bool) -> Utterance:
         normalise(text),
         "" if speaker is None else str(speaker),
         "" if id is None else str(id),
+        tidy(text),
     )
 
 

@@ -50,17 +50,21 @@ def import_nemo(path: str | Path, language: str = "", frontend: str = "") -> Imp
         model = build_model(state, plan, vocabulary.rows)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from None
-    entry = {
-        "step": "import",
-        "config": {"language": language} if language else {},
-        "source": Path(path).name,
-        "sha256": digest(path),
-        "commit": commit(),
-        **{key: str(config[key])[:2000] for key in ("target", "nemo_version", "license", "name")
-           if config.get(key)},
+    entry = history_entry(path) | {
+        key: str(config[key])[:2000] for key in ("target", "nemo_version", "license", "name")
+        if config.get(key)
     }  # fmt: skip
+    if language:
+        entry["config"] = {"language": language}
     checkpoint = Checkpoint(model, vocabulary.tokenizer, plan.features, history=[entry])
     return Imported(checkpoint, [*plan.notes, *vocabulary.notes])
+
+
+def history_entry(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint's history says about the file it came from."""
+    return {
+        "step": "import", "source": Path(path).name, "sha256": digest(path), "commit": commit()
+    }  # fmt: skip
 
 
 def check_filters(state: dict[str, Tensor], features: FeatureConfig) -> None:

@@ -36,13 +36,12 @@ from asr.measure.machine import busy_cores, busy_note, default_threads, describe
 from asr.measure.spoken import check_language, spoken
 from asr.measure.timing import DEFINITION, measure
 from asr.runtime.audio import audio_duration
+from asr.runtime.batches import transcribe_many
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, describe, guarded
 from asr.runtime.files import check_writable, write_json
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
-from asr.runtime.pieces import Piece
-from asr.runtime.recognizer import Reading, Recognizer, load
-from asr.runtime.result import Result
+from asr.runtime.recognizer import Recognizer, load
 from asr.runtime.tokenizer import SPACE, name_character
 
 Row = dict[str, Any]  # an utterance in a result
@@ -176,35 +175,18 @@ def made_by(entry: dict[str, Any]) -> dict[str, Any]:
 def transcribe_all(
     recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int
 ) -> list[str | Exception]:
-    """The texts in the order of the utterances, or why one cannot be read.
-
-    They are computed in batches of like length. Recordings in several pieces go through
-    `Recognizer.transcribe` alone, so that the texts are the same.
-    """
+    """The texts in the order of the utterances, or why one cannot be read; in batches."""
     from tqdm import tqdm
 
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
-    texts: list[str | Exception] = [""] * len(utterances)
-    with tqdm(total=len(order), desc="transcribing", unit="utt", leave=False, disable=None) as bar:
-        for at in range(0, len(order), batch_size):
-            group = order[at : at + batch_size]
-            together: list[tuple[int, Piece]] = []
-            for i in group:
-                path = utterances[i].audio_filepath
-                try:
-                    pieces = list(recognizer.pieces(recognizer.blocks(path)))
-                    if len(pieces) == 1:
-                        together.append((i, pieces[0]))
-                    elif pieces:
-                        texts[i] = recognizer.transcribe(path).text
-                except (ValueError, OSError) as error:
-                    texts[i] = error
-            features = [recognizer.features(piece.waveform) for _, piece in together]
-            outputs = recognizer.log_probs(features)
-            for (i, piece), log_probs in zip(together, outputs, strict=True):
-                reading = Reading(piece.start, piece.waveform, log_probs)
-                texts[i] = Result(tuple(recognizer.spoken([reading]))).text
-            bar.update(len(group))
+    recordings = (recognizer.blocks(utterances[i].audio_filepath) for i in order)
+    results = transcribe_many(recognizer, recordings, batch_size)
+    bar = tqdm(
+        results, total=len(order), desc="transcribing", unit="utt", leave=False, disable=None
+    )
+    texts: list[str | Exception] = [""] * len(order)
+    for i, result in zip(order, bar, strict=True):
+        texts[i] = result if isinstance(result, Exception) else result.text
     return texts
 
 

@@ -87,7 +87,7 @@ def plot(results: Sequence[Result], path: Path) -> bool:
         axes.set_yscale("log")
         readable_ticks(axes.yaxis)
     axes.grid(True, which="both", alpha=0.25)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
     _label(axes, [r.name for r in shown], points)
     figure.savefig(path, dpi=figure.dpi)  # the labels were placed in pixels
     pyplot.close(figure)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.phrases import Grammar
-from asr.runtime.tokenizer import SPACE
+from asr.runtime.tokenizer import SPACE, UNKNOWN, join
 
 KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis needs are forgotten
 
@@ -44,7 +44,7 @@ class BeamConfig:
         default="",
         metadata={
             "help": "phrases to prefer, or a file with one a line; a number is the bonus of each "
-            "word: 'raspberry pi, conformer:6'",
+            "word (default: 10): 'raspberry pi, conformer:6'",
             "metavar": "PHRASES",
         },
     )
@@ -111,15 +111,20 @@ class BeamSearch:
         self._scorer = grammar or scorer
         self._grammar = grammar
         self._texts = [token.removeprefix(SPACE) for token in tokens]
-        self._starts = np.array([token.startswith(SPACE) for token in tokens])  # (V,)
+        self._starts = np.array([t.startswith(SPACE) or t == UNKNOWN for t in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
         """Token ids of the best hypothesis for log_probs (T', V); none if none is possible."""
-        best = self.search(log_probs)[0]
-        return best.ids if best.score > -np.inf else []
+        prefix, _, score = max(self._search(log_probs), key=lambda found: found[2])
+        return prefix.ids() if score > -np.inf else []
 
     def search(self, log_probs: npt.NDArray[np.floating]) -> list[Hypothesis]:
         """The hypotheses left after log_probs (T', V), best first; ValueError for damaged ones."""
+        found = sorted(self._search(log_probs), key=lambda found: -found[2])
+        return [Hypothesis(prefix.ids(), log_prob, score) for prefix, log_prob, score in found]
+
+    def _search(self, log_probs: npt.NDArray[np.floating]) -> list[tuple[_Prefix, float, float]]:
+        """The prefixes of the hypotheses with what else these have."""
         if log_probs.ndim != 2 or log_probs.shape[1] != len(self._texts):
             raise ValueError(
                 f"log_probs are {log_probs.shape}; expected (frames, {len(self._texts)})"
@@ -195,7 +200,7 @@ class BeamSearch:
             if self._scorer is None or not prefix.word:
                 prefix.closing = 0.0, prefix.state
             else:
-                prefix.closing = self._scorer.score(prefix.state, prefix.word)
+                prefix.closing = self._scorer.score(prefix.state, join([prefix.word]))
         return prefix.closing
 
     def _child(self, beam: _Beam, parent: _Prefix, token: int) -> _Prefix:
@@ -209,12 +214,12 @@ class BeamSearch:
                     child.word, child.words = self._texts[token], parent.words + score
                 else:
                     child.word, child.words = parent.word + self._texts[token], parent.words
-                ahead = self._scorer.ahead(child.word) if child.word else 0.0
+                ahead = self._scorer.ahead(join([child.word])) if child.word else 0.0
                 child.rank = child.words + ahead
                 child.future = hash((child.state, child.word, token))
         return child
 
-    def _finish(self, beam: _Beam) -> list[Hypothesis]:
+    def _finish(self, beam: _Beam) -> list[tuple[_Prefix, float, float]]:
         """The end of the recording closes the last words and the sentence."""
         found = []
         log_probs = np.logaddexp(beam.blank, beam.token).tolist()
@@ -222,8 +227,8 @@ class BeamSearch:
             score, state = self._close(prefix)
             if self._scorer is not None:
                 score += prefix.words + self._scorer.end(state)
-            found.append(Hypothesis(prefix.ids(), log_prob, log_prob + score))
-        return sorted(found, key=lambda h: -h.score)
+            found.append((prefix, log_prob, log_prob + score))
+        return found
 
 
 class _Prefix:

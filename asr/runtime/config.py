@@ -152,6 +152,9 @@ class ModelConfig:
         return self.reduction_d_model or self.d_model
 
 
+FAST: dict[str, Any] = dict(
+    conv_kernel_size=9, subsampling="dw_striding", subsampling_factor=8, subsampling_channels=256
+)
 PRESETS: dict[str, dict[str, Any]] = {
     # 2 M, wide and shallow: what converges in minutes
     "tiny": dict(
@@ -171,6 +174,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": dict(
         d_model=384, n_layers=19, n_heads=8, subsampling_channels=384, intermediate_layers=(10,),
     ),
+    # NeMo's FastConformer, 13 M, 26 M and 109 M: an output frame every 80 ms, so best with BPE
+    "fast_small": dict(d_model=176, n_layers=16, intermediate_layers=(8,), **FAST),
+    "fast_medium": dict(d_model=256, n_layers=16, intermediate_layers=(8,), **FAST),
+    "fast_large": dict(d_model=512, n_layers=17, n_heads=8, intermediate_layers=(9,), **FAST),
 }  # fmt: skip
 
 

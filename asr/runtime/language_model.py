@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 LN10 = math.log(10)  # models hold decimal logarithms
+AROUND = re.compile(r"^[^\w']+|[^\w']+$")  # what is no letter, digit or apostrophe
 THRESHOLDS = ("token_threshold", "beam_threshold")  # of the search; no command offers them
 WEIGHTS = ("lm_weight", "word_bonus", "unknown_penalty")  # of a language model
 REMEMBERED = 1 << 16  # scores of words in their states, and beginnings of words
@@ -33,7 +35,8 @@ class WordModel:
 
     A word adds `lm_weight` times its natural log probability and `word_bonus`; one that is not in
     the model also loses `unknown_penalty` for every letter, lest words run together into one
-    unknown word. Where the model has a word with other capitals only, the likeliest such is asked.
+    unknown word. Where the model has a word with other capitals only, or without the punctuation
+    around it, the likeliest such is asked; punctuation alone is no word.
     """
 
     def __init__(self, path: str | Path, config: BeamConfig) -> None:
@@ -65,6 +68,8 @@ class WordModel:
             found = _remember(self._scores, (state, number), (score, after))
         if number != self._model.unknown:
             return found
+        if not AROUND.sub("", word):
+            return 0.0, state
         return found[0] - self._config.unknown_penalty * len(word), found[1]
 
     def end(self, state: State) -> float:
@@ -74,7 +79,8 @@ class WordModel:
         """The best score of a word with that beginning, whatever came before it."""
         best = self._ahead.get(prefix)
         if best is None:
-            best = _remember(self._ahead, prefix, self._best_word(prefix.lower()))
+            bare = AROUND.sub("", prefix.lower())
+            best = _remember(self._ahead, prefix, self._best_word(bare))
         return best
 
     def _best_word(self, prefix: str) -> float:
@@ -88,13 +94,19 @@ class WordModel:
         return self._unknown - self._config.unknown_penalty * len(prefix)
 
     def _number(self, word: str) -> int:
-        """The model's word: as it is written, else the likeliest that differs in capitals only."""
+        """The model's word: as it is written, else the likeliest that differs in capitals only.
+
+        Else the same without the punctuation around it.
+        """
         number = self._model.find(word)
         if number < 0 and self._folded is not self._model.words:
             word = word.lower()
             at = bisect_left(self._folded, word)
             if at < len(self._folded) and self._folded[at] == word:
                 number = self._order[at]
+        bare = AROUND.sub("", word.lower())
+        if number < 0 and bare not in ("", word):
+            return self._number(bare)
         return self._model.unknown if number < 0 or number in self._signs else number
 
 

@@ -20,7 +20,7 @@ from asr.runtime.tokenizer import SPACE, name_character
 if TYPE_CHECKING:
     from asr.runtime.beam import WordScorer
 
-HOTWORD_BONUS = 8.0  # natural logarithm, for every word of a phrase
+HOTWORD_BONUS = 10.0  # natural logarithm, for every word of a phrase
 
 Phrase = tuple[str, ...]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.audio import Source, check_waveform, read_blocks
+from asr.runtime.batches import transcribe_many
 from asr.runtime.beam import BeamConfig
 from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
+from asr.runtime.foreign import ForeignModel
 from asr.runtime.level import settle_level
 from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
@@ -41,6 +44,7 @@ Audio = Source | npt.NDArray[Any]  # a recording
 
 METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
 METADATA_VERSION = 1
+OLDEST = [1, 20]  # onnxruntime that runs what the export writes, as in pyproject.toml
 MIN_CONFIDENCE = 0.2  # of a segment; what is heard in music and noise is less sure
 SILENCE = 2.0**-14  # what stays below this (-84 dBFS), two steps of 16 bits, holds no speech
 LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an end
@@ -50,7 +54,7 @@ LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an 
 class Info:
     """What a model file says about itself."""
 
-    parameters: int
+    parameters: int  # 0 where the file does not say
     tokens: list[str]
     features: FeatureConfig
     subsampling_factor: int
@@ -111,18 +115,21 @@ class Recognizer:
     ) -> Result: ...
     @overload
     def transcribe(
-        self, audio: Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
-    ) -> Iterator[Result]: ...
+        self, audio: Iterable[Audio], sample_rate: int = 16000, channel: int | None = None,
+        batch_size: int = 1,
+    ) -> Iterator[Result]: ...  # fmt: skip
     def transcribe(
-        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000, channel: int | None = None
-    ) -> Result | Iterator[Result]:
+        self, audio: Audio | Iterable[Audio], sample_rate: int = 16000, channel: int | None = None,
+        batch_size: int = 1,
+    ) -> Result | Iterator[Result]:  # fmt: skip
         """What a recording says; of a list or another iterable of them each result as it comes.
 
         A recording is the path of an audio file ("-" for standard input), a binary file that is
         open, or a waveform (N,) in [-1, 1] at `sample_rate` Hz, a NumPy array; a file brings its
         own sample rate. Of several channels, `channel` (from 0) is heard, or their mean. Silence
-        and noise give a result without words. Memory does not grow with a file. Raises AudioError
-        (a ValueError) for audio that cannot be used, or is shorter than one output frame; warns
+        and noise give a result without words. Memory does not grow with a file. Of many recordings
+        `batch_size` pieces are read ahead and run together, which is faster. Raises AudioError (a
+        ValueError) for audio that cannot be used, or is shorter than one output frame; warns
         (AudioWarning) of a file that holds less than it says.
         """
         given: Any = audio
@@ -133,7 +140,8 @@ class Recognizer:
         )
         if one or not isinstance(given, Iterable):
             return Result(tuple(self.stream(given, sample_rate, channel)))
-        return (Result(tuple(self.stream(each, sample_rate, channel))) for each in given)
+        recordings = (self.blocks(each, sample_rate, channel) for each in given)
+        return (usable(one) for one in transcribe_many(self, recordings, batch_size))
 
     def stream(
         self, audio: Audio, sample_rate: int = 16000, channel: int | None = None
@@ -186,10 +194,14 @@ class Recognizer:
 
     def readings(self, pieces: Iterable[Piece]) -> Iterator[Reading]:
         """What the network makes of each piece; those that overlap are joined."""
+        return self.joined((piece, self.piece_log_probs([piece])[0]) for piece in pieces)
+
+    def joined(self, read: Iterable[tuple[Piece, Array]]) -> Iterator[Reading]:
+        """The readings of pieces with their log_probs (T', V); those that overlap are joined."""
         unit = self.samples_per_frame
         joined: Reading | None = None
-        for piece in pieces:
-            right = Reading(piece.start, piece.waveform, self._piece_log_probs(piece.waveform))
+        for piece, log_probs in read:
+            right = Reading(piece.start, piece.waveform, log_probs)
             if joined is not None and piece.overlap:
                 first = (piece.start - joined.start) // unit
                 shared = len(joined.log_probs) - first
@@ -259,15 +271,27 @@ class Recognizer:
         """Samples at the model's rate that one frame of log_probs stands for."""
         return self.info.features.hop_length * self.info.subsampling_factor
 
-    def _piece_log_probs(self, waveform: Array) -> Array:
-        """log_probs (T', V) of one window; silence is all blanks without asking the network."""
-        if max(float(waveform.max()), -float(waveform.min())) >= SILENCE:
-            return self.log_probs([self.features(waveform)])[0]
-        frames = n_frames(len(waveform), self.info.features)
-        n = subsampled_length(frames, self.info.subsampling_factor)
-        blanks = np.full((n, len(self.info.tokens)), -30.0, np.float32)
-        blanks[:, 0] = 0.0
-        return blanks
+    def piece_log_probs(self, pieces: Sequence[Piece]) -> list[Array]:
+        """log_probs (T', V) of each piece, as one batch; silence is all blanks, and not in it."""
+        heard = [p for p in pieces if np.abs(p.waveform).max() >= SILENCE]
+        outputs = iter(self.log_probs([self.features(piece.waveform) for piece in heard]))
+        found: list[Array] = []
+        for piece in pieces:
+            if np.abs(piece.waveform).max() >= SILENCE:
+                found.append(next(outputs))
+                continue
+            frames = n_frames(len(piece.waveform), self.info.features)
+            n = subsampled_length(frames, self.info.subsampling_factor)
+            found.append(np.full((n, len(self.info.tokens)), -30.0, np.float32))
+            found[-1][:, 0] = 0.0
+        return found
+
+
+def usable(result: Result | Exception) -> Result:
+    """The result; the exception is raised where there is none."""
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def warn(problem: str) -> None:
@@ -324,7 +348,7 @@ def _load(path: Path, threads: int) -> Recognizer:
 
 
 class OnnxBackend:
-    """An exported model in onnxruntime."""
+    """An exported model in onnxruntime: ours, or one of NeMo's (see `asr.runtime.foreign`)."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -338,26 +362,50 @@ class OnnxBackend:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no class of their own
-            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path}: {explain(str(error), onnxruntime.__version__)}") from None
+        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._columns: npt.NDArray[np.intp] | None = None
+        if METADATA_KEY in metadata:
+            self.info = read_info(path, metadata)
+            return
+        try:
+            foreign = ForeignModel(path, self._session)
+        except ValueError:
+            raise
+        except Exception as error:  # onnxruntime's own
             raise ValueError(
-                f"{path}: not a usable ONNX file, truncated or damaged; export it again ({reason})"
+                f"{path}: does not run: {' '.join(str(error).split())[:160]}"
             ) from None
-        self.info = read_info(path, dict(self._session.get_modelmeta().custom_metadata_map))
+        self._columns = foreign.columns
+        factor = foreign.subsampling_factor
+        self.info = Info(0, foreign.tokens, foreign.features, factor, one_at_a_time=True)
 
     def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
         inputs = {"audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1))}
         outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
         log_probs: Array = outputs[0]
-        return log_probs
+        return log_probs if self._columns is None else log_probs[..., self._columns]
+
+
+def explain(error: str, version: str) -> str:
+    """Why onnxruntime of a `version` cannot load a file, from its error, and what to do."""
+    reason = " ".join(error.split())
+    newer = re.search(
+        r"Unsupported model IR version: \d+|support for domain \S+ is till opset \d+|"
+        r"\S+ is not a registered function/op|No Op registered for \S+",
+        reason,
+    )
+    if newer is None:
+        return f"not a usable ONNX file, truncated or damaged; export it again ({reason[:160]})"
+    if [int(part) for part in version.split(".")[:2]] < OLDEST:
+        needed = f"needs onnxruntime {OLDEST[0]}.{OLDEST[1]} or newer, {version} is installed"
+    else:
+        needed = f"needs a newer onnxruntime than {version}, which is installed"
+    return f"{needed}; pip install --upgrade onnxruntime ({newer[0]})"
 
 
 def read_info(path: Path, metadata: dict[str, str]) -> Info:
-    """The description that our export wrote into an ONNX file; ValueError if there is none."""
-    if METADATA_KEY not in metadata:
-        raise ValueError(
-            f"{path}: an ONNX file, but not one exported by this project (no {METADATA_KEY!r} "
-            "metadata); make one with scripts/export_onnx.py"
-        )
+    """The description that our export wrote into an ONNX file; ValueError if it is damaged."""
     try:
         values = json.loads(metadata[METADATA_KEY])
         version = values["version"]

@@ -6,12 +6,17 @@ needs only the list, so a device needs neither torch nor sentencepiece.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 BLANK = "<blk>"
+UNKNOWN = "<unk>"
 SPACE = "▁"
+WRITTEN = {UNKNOWN: "⁇", "<s>": "", "</s>": "", "<pad>": ""}  # as SentencePiece writes them
+BYTES = re.compile("(?:<0x[0-9A-Fa-f]{2}>)+")  # pieces of characters that have none of their own
 ENGLISH = "abcdefghijklmnopqrstuvwxyz'"
 
 
@@ -84,7 +89,7 @@ class Tokenizer:
             if any(len(token) > 1 and token[0] != "<" for token in self.tokens):
                 raise ValueError(
                     "the tokens are pieces of words, and the SentencePiece model that cuts texts "
-                    "into them is not in this file: it runs, but cannot be trained further"
+                    "into them is not in this file: train.py --new_tokens gives the model others"
                 )
             symbols = text.strip().replace(" ", SPACE)
             try:
@@ -106,7 +111,15 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids that hold no blanks (see `asr.runtime.decoding`)."""
-        return " ".join("".join(self.tokens[i] for i in ids).replace(SPACE, " ").split())
+        tokens = [self.tokens[i] for i in ids]
+        words = (join(tokens[start:end]) for start, end in word_spans(tokens))
+        return " ".join(" ".join(words).split())
+
+    @property
+    def formatted(self) -> bool:
+        """Whether texts have capital letters or punctuation, as those of some imported models."""
+        letters = "".join(t for t in self.tokens if not t.startswith("<")).replace("'", "")
+        return any(c.isupper() or unicodedata.category(c)[0] == "P" for c in set(letters) - {SPACE})
 
     @staticmethod
     def _complaint(text: str, unknown: set[str]) -> str:
@@ -114,3 +127,22 @@ class Tokenizer:
             f"characters outside the alphabet: {' '.join(map(name_character, sorted(unknown)))} "
             f"in {text[:60]!r}; normalise the text or choose another --alphabet"
         )
+
+
+def word_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """First and end of each word: one begins with a space, or is unknown, or follows what is."""
+    borders = [
+        n for n in range(1, len(tokens))
+        if tokens[n].startswith(SPACE) or UNKNOWN in tokens[n - 1 : n + 1]
+    ]  # fmt: skip
+    return list(pairwise([0, *borders, len(tokens)]))
+
+
+def join(tokens: Iterable[str]) -> str:
+    """The text of a word's tokens, without the space before it; bytes make characters."""
+    text = "".join(WRITTEN.get(token, token) for token in tokens).replace(SPACE, " ").strip()
+    return BYTES.sub(_characters, text) if "<0x" in text else text
+
+
+def _characters(found: re.Match[str]) -> str:
+    return bytes.fromhex(found[0].replace("<0x", "").replace(">", "")).decode("utf-8", "replace")

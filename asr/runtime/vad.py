@@ -58,7 +58,7 @@ def frame_levels(waveform: Waveform, sample_rate: int) -> npt.NDArray[np.float32
 
 def threshold(levels: npt.NDArray[np.float32]) -> float:
     """The level in dB above which frames among `levels` are taken for speech."""
-    rank = min(RANK, len(levels) - 1)
+    rank = min(RANK, len(levels) // 10)
     ordered = np.sort(levels)
     least, quiet, peak = ordered[rank], ordered[len(levels) // 10], ordered[-1 - rank]
     if peak - least < STEADY:

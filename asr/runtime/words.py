@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.tokenizer import SPACE
+from asr.runtime.tokenizer import SPACE, join, word_spans
 
 BAND = 400  # states of an alignment that are looked at in a frame: a token and a blank are two
 # The letters' own probabilities are surer than they should be; their product to this power is the
@@ -49,9 +48,8 @@ def read_words(
     peaks = _peaks(log_probs, ids, spans)
     words: list[Word] = []
     texts = [tokens[i] for i in ids]
-    borders = [n for n, text in enumerate(texts) if n and text.startswith(SPACE)]
-    for first, stop in pairwise([0, *borders, len(ids)]):
-        text = "".join(texts[first:stop]).removeprefix(SPACE)
+    for first, stop in word_spans(texts):
+        text = join(texts[first:stop])
         if text:
             first += texts[first] == SPACE
             start, end = seconds * int(spans[first, 0]), seconds * int(spans[stop - 1, 1])

@@ -68,7 +68,8 @@ class BatchDataset(Dataset[Batch]):
         self.features = features
         self.augment = augment
         self.seed = seed
-        self.targets = [torch.tensor(tokenizer.encode(u.text)) for u in utterances]
+        self.targets = [torch.tensor(tokenizer.encode(u.text), dtype=torch.int64)
+                        for u in utterances]  # fmt: skip
 
     def begin_behind(self, front: Front | None, cache: Path) -> None:
         """Batches hold what a front makes of the features (kept in `cache`), or the features."""

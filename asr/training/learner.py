@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class Learner:
     """Takes optimiser steps with a model, in place; `average` holds its averaged weights.
 
     Where a process group runs, this is process `rank` of `world`, each with a share of every step.
-    `objective` may be replaced by one that adds to it; parameters that need no gradient when the
+    `objective` may be replaced by one that adds to it, `weight` by another measure of how much a
+    batch holds, which a step's loss is divided by; parameters that need no gradient when the
     learner is made are never changed.
     """
 
@@ -42,8 +43,16 @@ class Learner:
             [p for module in self.front for p in module.parameters()], config.front_rate,
         )  # fmt: skip
         self.helpers = nn.ModuleList()  # trained with the model, and in no checkpoint of it
-        self.behind = 0  # blocks of the front that are frozen: batches begin behind them
+        self.frozen_blocks = 0  # of the front: batches begin behind them
         self.objective: Objective = self.ctc
+        self.weight: Callable[[Batch], float] = spoken_tokens
+        if config.head_epochs and self.world > 1:
+            raise ValueError("--head_epochs needs a single process")
+        self.behind = [  # what stands before the output layer
+            p for name, p in self.model.named_parameters()
+            if p.requires_grad and not name.startswith(("head.", "conditioning."))
+        ]  # fmt: skip
+        self.head_alone = False
         self.step = 0  # steps taken
         self.skipped = torch.zeros((), device=self.device)
         self.forward: Any = self.model
@@ -54,6 +63,12 @@ class Learner:
         if self.world > 1:
             self.forward = nn.parallel.DistributedDataParallel(self.forward)
 
+    def teach_head_alone(self, alone: bool) -> None:
+        """Whether all but the output layer keeps its weights and batch statistics for now."""
+        self.head_alone = alone
+        for parameter in self.behind:
+            parameter.requires_grad_(not alone)
+
     def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
         """One optimiser step over `batches`; returns the loss a token and the gradient norm.
 
@@ -62,17 +77,17 @@ class Learner:
         counted on the device.
         """
         config = self.config
-        self.model.train()
+        self.model.train(not self.head_alone)
         for module in self.front:
             module.eval()
-        factor = self.model.config.subsampling_factor if self.behind else 1
+        factor = self.model.config.subsampling_factor if self.frozen_blocks else 1
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 64 + self.rank)
         rate = learning_rate_at(
             self.step, progress, config.learning_rate, config.scheduler, config.warmup_steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        tokens = torch.tensor(float(sum(int(b.target_lengths.sum()) for b in batches)))
+        tokens = torch.tensor(float(sum(self.weight(batch) for batch in batches)))
         tokens = tokens.to(self.device)
         if self.world > 1:
             dist.all_reduce(tokens)
@@ -84,7 +99,9 @@ class Learner:
             if self.world > 1:
                 self.forward.require_backward_grad_sync = last
             with autocast(self.device, self.precision):
-                output = self.forward(features, subsampled_length(lengths, factor), self.behind)
+                output = self.forward(
+                    features, subsampled_length(lengths, factor), self.frozen_blocks
+                )
             loss = self.objective(output, batch, features, lengths) / tokens
             torch.autograd.backward(loss * self.world)  # DDP averages over processes, the loss sums
             total += loss.detach()
@@ -106,9 +123,9 @@ class Learner:
 
     def freeze(self, frozen: bool) -> None:
         """Whether the front keeps its weights, and batches hold what it makes of features."""
-        self.behind = self.config.freeze_blocks if frozen else 0
+        self.frozen_blocks = self.config.freeze_blocks if frozen else 0
         for module in self.front:
-            module.eval().requires_grad_(not frozen)
+            module.eval().requires_grad_(not frozen and not self.head_alone)
 
     @torch.no_grad()
     def hear(self, features: Tensor) -> Tensor:
@@ -144,3 +161,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
             group["scale"] = scale  # as asked for now
+
+
+def spoken_tokens(batch: Batch) -> float:
+    """Tokens in a batch's transcripts."""
+    return float(batch.target_lengths.sum())

@@ -19,7 +19,9 @@ from asr.training.data import FRONT_RATE
 from asr.training.start import (
     WANTED,
     check_same_model,
+    make_tokenizer,
     new_checkpoint,
+    renew_tokens,
     resume_from,
     start_from,
     usable,
@@ -40,14 +42,16 @@ class Trained:
 
 def train(
     data_dir: str | Path | Sequence[str | Path], output_dir: str | Path, *,
-    init_from: str | Path | None = None, resume: bool = False, **settings: Any,
+    init_from: str | Path | None = None, new_tokens: bool = False, resume: bool = False,
+    **settings: Any,
 ) -> Trained:  # fmt: skip
     """Trains a model on manifests or LibriSpeech folders, into `output_dir`; says how it goes.
 
     `settings` are the other flags of train.py: fields of `TrainConfig`, `preset` and the dimensions
     that it stands for, `tokenizer`, `vocab_size`, `alphabet`. `init_from` names the checkpoint to
-    fine-tune; `resume` goes on from `output_dir`/last.pt where there is one. Raises ValueError for
-    data, settings and checkpoints that cannot be used, before anything is written.
+    fine-tune, `new_tokens` gives it those of the training texts; `resume` goes on from
+    `output_dir`/last.pt where there is one. Raises ValueError for data, settings and checkpoints
+    that cannot be used, before anything is written.
     """
     known = {f.name for f in fields(TrainConfig)}
     unknown = sorted(settings.keys() - known - set(WANTED))
@@ -57,7 +61,7 @@ def train(
     wanted = {name: settings[name] for name in WANTED if settings.get(name) is not None}
     data = places(data_dir)
     with process_group(config.device):
-        return _train(data, Path(output_dir), init_from, resume, config, wanted)
+        return _train(data, Path(output_dir), init_from, new_tokens, resume, config, wanted)
 
 
 @contextmanager
@@ -77,8 +81,8 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def _train(
-    data: list[str], output_dir: Path, init_from: str | Path | None, resume: bool,
-    config: TrainConfig, wanted: dict[str, Any],
+    data: list[str], output_dir: Path, init_from: str | Path | None, new_tokens: bool,
+    resume: bool, config: TrainConfig, wanted: dict[str, Any],
 ) -> Trained:  # fmt: skip
     first = not dist.is_initialized() or dist.get_rank() == 0
     say = print if first else lambda *_: None
@@ -92,6 +96,8 @@ def _train(
             raise ValueError(f"{model} is there already; choose another --output_dir")
         if resume:
             say(f"{last} does not exist yet: starting from the beginning")
+    if new_tokens and not init_from:
+        raise ValueError("--new_tokens goes with --init_from, a model whose encoder is kept")
     splits = load_splits(data, seed=config.seed)
     for note in splits.notes:
         say(note)
@@ -101,6 +107,8 @@ def _train(
         checkpoint = resume_from(last, config)
     elif init_from:
         checkpoint = start_from(init_from, say)
+        if new_tokens:
+            renew_tokens(checkpoint, make_tokenizer(wanted, splits.train), config.seed)
         checkpoint.data = {"train": named}
     else:
         checkpoint = new_checkpoint(wanted, splits.train, named, config.seed)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from asr.corpus.manifest import Utterance, places
 from asr.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -41,15 +43,15 @@ DIMENSIONS: dict[str, tuple[Any, str]] = {
         int_list, "blocks with a CTC loss of their own, such as 4,8; '' for none"
     ),
     "self_conditioned": (yes_no, "true: blocks after those also see what they read so far"),
+    "share_layers": (int, "blocks stored, used in turn at every depth; 0: one for each"),
+    "own_norms": (yes_no, "true: shared blocks have LayerNorms for each depth"),
 }  # fmt: skip
 WANTED = (*DIMENSIONS, "preset", "tokenizer", "vocab_size", "alphabet")
 PRUNED = 0.01  # share of zeros among the weights from which on a model counts as pruned
 
 
-def new_checkpoint(
-    wanted: Mapping[str, Any], train_set: Sequence[Utterance], data: str | list[str], seed: int
-) -> Checkpoint:
-    """A fresh model and tokenizer."""
+def make_tokenizer(wanted: Mapping[str, Any], train_set: Sequence[Utterance]) -> Tokenizer:
+    """Characters, or pieces of the training texts."""
     kind, alphabet = wanted.get("tokenizer", "char"), wanted.get("alphabet")
     if kind not in ("char", "bpe"):
         raise ValueError(f"--tokenizer {kind!r} is not one of char, bpe")
@@ -58,11 +60,17 @@ def new_checkpoint(
     if kind != "bpe" and wanted.get("vocab_size"):
         raise ValueError(f"--vocab_size {wanted['vocab_size']} is for --tokenizer bpe")
     if kind == "bpe":
-        tokenizer = Tokenizer.bpe((u.text for u in train_set), wanted.get("vocab_size") or 128)
-    elif alphabet == "auto":
-        tokenizer = Tokenizer.characters_of(u.text for u in train_set)
-    else:
-        tokenizer = Tokenizer.characters(alphabet or ENGLISH)
+        return Tokenizer.bpe((u.text for u in train_set), wanted.get("vocab_size") or 128)
+    if alphabet == "auto":
+        return Tokenizer.characters_of(u.text for u in train_set)
+    return Tokenizer.characters(alphabet or ENGLISH)
+
+
+def new_checkpoint(
+    wanted: Mapping[str, Any], train_set: Sequence[Utterance], data: str | list[str], seed: int
+) -> Checkpoint:
+    """A fresh model and tokenizer."""
+    tokenizer = make_tokenizer(wanted, train_set)
     model_config: ModelConfig = preset(
         wanted.get("preset", "small"), vocab_size=len(tokenizer), **dimensions(wanted)
     )
@@ -99,6 +107,19 @@ def start_from(path: str | Path, say: Say = print) -> Checkpoint:
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     checkpoint.history.append({"step": "init", "sha256": digest})
     return checkpoint
+
+
+def renew_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer, seed: int) -> None:
+    """Gives the model other tokens, hence a fresh output layer; in place."""
+    torch.manual_seed(seed)
+    model, old = checkpoint.model, checkpoint.model.config
+    width = model.head.in_features
+    model.config = replace(old, vocab_size=len(tokenizer))
+    model.head = nn.Linear(width, len(tokenizer))
+    if old.self_conditioned:
+        model.conditioning = nn.Linear(len(tokenizer), width)
+    checkpoint.tokenizer = tokenizer
+    checkpoint.history[-1]["new_tokens"] = len(tokenizer)
 
 
 def check_trainable(model: ConformerCTC, path: str | Path) -> None:
@@ -188,7 +209,12 @@ def trained_on(checkpoint: Checkpoint, flag: str) -> str | list[str]:
 def usable(
     utterances: Sequence[Utterance], checkpoint: Checkpoint, config: TrainConfig, say: Say
 ) -> list[Utterance]:
-    """Utterances that can be trained on; says how many cannot, and why."""
+    """Utterances that can be trained on; says how many cannot, and why.
+
+    A model that writes capitals or punctuation learns from texts with them.
+    """
+    if checkpoint.tokenizer.formatted:
+        utterances = [replace(u, text=u.written or u.text) for u in utterances]
     absent = [u.audio_filepath for u in utterances if not Path(u.audio_filepath).exists()]
     if absent:
         raise ValueError(f"{absent[0]}: no such recording ({len(absent)} of the data are missing)")

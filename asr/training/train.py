@@ -21,7 +21,10 @@ from asr.training.run import train
 from asr.training.start import DIMENSIONS
 from asr.training.train_config import TrainConfig
 
-PRESET_SIZES = "tiny 2 M parameters, base 6 M, small 13 M, medium 30 M, large 72 M"
+PRESET_SIZES = (
+    "tiny 2 M parameters, base 6 M, small 13 M, medium 30 M, large 72 M; with half the frames, "
+    "hence for --tokenizer bpe, fast_small 13 M, fast_medium 26 M, fast_large 109 M"
+)
 RECIPES = Path("experiments", "recipes")
 
 
@@ -41,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--resume", action="store_true", default=None, help="go on from OUTPUT_DIR/last.pt"
     )
     parser.add_argument("--init_from", help="fine-tune this checkpoint: its model and tokens")
+    parser.add_argument(
+        "--new_tokens", action="store_true", default=None,
+        help="with --init_from: take the tokens of the training texts, as the flags below say, and "
+        "a new output layer; the encoder is kept (see --head_epochs)",
+    )  # fmt: skip
     model = parser.add_argument_group("model", "A preset has a value for each of the others.")
     model.add_argument("--preset", choices=PRESETS, help=f"size: {PRESET_SIZES} (default: small)")
     for name, (kind, meaning) in DIMENSIONS.items():

@@ -61,6 +61,7 @@ class TrainConfig:
     level: float = _flag(0.0, "share of utterances at a level between -50 and -10 dBFS")
     time_masks: int = _flag(5, "SpecAugment time masks, 5 % of the length each; 0 for none")
     freq_masks: int = _flag(2, "SpecAugment frequency masks of up to 27 bins; 0 for none")
+    head_epochs: int = _flag(0, "first epochs that train the output layer alone")
     max_duration: float = _flag(35.0, "longer utterances are left out, seconds")
     patience: int = _flag(0, "stop after so many epochs without a better dev WER; 0 never")
     precision: str = _flag(
@@ -83,8 +84,8 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "warmup_steps", "sorted_epochs", "gain", "time_masks",
-                     "freq_masks", "patience", "threads", "num_workers", "save_every",
-                     "freeze_blocks", "freeze_epochs", "front_rate",
+                     "freq_masks", "head_epochs", "patience", "threads", "num_workers",
+                     "save_every", "freeze_blocks", "freeze_epochs", "front_rate",
                      "teacher_weight", "teacher_block"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")

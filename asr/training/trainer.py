@@ -135,6 +135,7 @@ class Trainer:
         """The rest of the current epoch, from `batches_done` on."""
         config, learner = self.config, self.learner
         keys, frozen = self.epochs.keys(self.epoch), self.epochs.frozen(self.epoch)
+        learner.teach_head_alone(self.epoch < config.head_epochs)
         learner.freeze(frozen)
         self.train_set.begin_behind(learner.hear if frozen else None, self.folder.path / "front")
         begin = time.perf_counter()
@@ -231,12 +232,15 @@ class Trainer:
 
     def save_state(self) -> None:
         """last.pt, from which `resume` goes on."""
-        training = {
+        self.folder.save_state(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs beside the model's own weights and the log."""
+        return {
             "config": asdict(self.config), "processes": self.world, "data": self.data_digest(),
             "epoch": self.epoch, "batches_done": self.batches_done,
             "best": self.best, "best_epoch": self.best_epoch, **self.learner.state(),
         }  # fmt: skip
-        self.folder.save_state(training)
 
     def resume(self, training: dict[str, Any]) -> None:
         """Takes up the state of a last.pt whose model weights the learner already has.

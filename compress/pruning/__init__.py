@@ -4,6 +4,6 @@
 what can go as a whole, and `removal` what going would cost.
 """
 
-from compress.pruning.method import Config, apply, prepare, update, why_kept
+from compress.pruning.method import Config, apply, parts, prepare, update, why_kept
 
-__all__ = ["Config", "apply", "prepare", "update", "why_kept"]
+__all__ = ["Config", "apply", "parts", "prepare", "update", "why_kept"]

@@ -5,12 +5,15 @@
   files store a bit mask and the rest (`compress.packing`). With fine-tuning the share of zeros by
   magnitude grows along a cubic schedule (Zhu & Gupta 2017, arXiv 1710.01878).
 - structured: modules become smaller (`structured`), with nothing left of what was removed.
+
+Either may go in several steps with fine-tuning after each (`parts`): by equal shares (Han et al.
+2015, arXiv 1506.02626) or along the same cubic curve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -24,7 +27,7 @@ from compress.pruning import saliency, structured
 TYPES = ("unstructured", "structured")
 ALLOCATIONS = ("global", "layer")
 IMPORTANCES = ("norm", "taylor")
-SCHEDULES = ("gradual", "one-shot")
+SCHEDULES = ("gradual", "linear", "one-shot")
 RAMP = 0.5  # share of fine-tuning in which gradual pruning reaches its sparsity
 STEP = 0.01  # by which it grows at a time
 
@@ -70,9 +73,14 @@ class Config(core.Selection):
     schedule: str = field(
         default="gradual",
         metadata={
-            "help": "unstructured by norm, with fine-tuning: more and more zeros, or all before it",
+            "help": "with fine-tuning: more and more along a cubic curve (unstructured by norm "
+            "while it trains, else in --steps), as much in each of --steps, or all before it",
             "choices": SCHEDULES,
         },
+    )
+    steps: int = field(
+        default=0,
+        metadata={"help": "prune so many times, with fine-tuning after each", "above": 1},
     )
 
     def __post_init__(self) -> None:
@@ -88,6 +96,12 @@ class Config(core.Selection):
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
+        if self.steps and self.schedule == "one-shot":
+            raise ValueError("schedule one-shot prunes once: leave steps out")
+        if self.schedule == "linear" and not self.steps:
+            raise ValueError("schedule linear needs steps, the number of times")
+        if self.steps and self.size_ratio:
+            raise ValueError("steps go with sparsity, not with size_ratio")
 
     @property
     def needs_calibration(self) -> bool:
@@ -98,6 +112,25 @@ class Config(core.Selection):
         """Whether zeros become more during fine-tuning."""
         by_norm = self.pruning_type == "unstructured" and self.importance == "norm"
         return by_norm and self.schedule == "gradual"
+
+
+def parts(config: Config) -> list[Config]:
+    """The prunings that make up one in steps; each says what is to be gone after it.
+
+    Of units the share of those still there: a third of 90 % is 30 % of all. Of weights the share of
+    all, since those that are zero already are counted among them.
+    """
+    if not config.steps:
+        return [config]
+    found, gone = [], 0.0
+    for number in range(1, config.steps + 1):
+        done = number / config.steps
+        share = config.sparsity * (done if config.schedule == "linear" else 1 - (1 - done) ** 3)
+        left = 1 - gone if config.pruning_type == "structured" else 1.0
+        now = (share - gone) / left if config.pruning_type == "structured" else share
+        found.append(replace(config, sparsity=now, schedule="one-shot", steps=0))
+        gone = share
+    return found
 
 
 def apply(
