@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import Output, valid_mask
+from asr.network.model import ConformerBlock, Output, valid_mask
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import log_mel
 from asr.training.data import Batch
@@ -91,7 +91,8 @@ class Taught:
     def __init__(self, learner: Learner, width: int, block: int, weight: float) -> None:
         self.plain, self.weight = learner.objective, weight
         student = learner.model.blocks[block - 1]
-        self.head = nn.Linear(student.norm.normalized_shape[0], width).to(learner.device)
+        assert isinstance(student, ConformerBlock)
+        self.head = nn.Linear(int(student.ff1.args["d_model"]), width).to(learner.device)
         learner.add_helper(self.head)
         student.register_forward_hook(self.keep)
         self.hidden = torch.zeros(0)
