@@ -102,7 +102,9 @@ def test_round_trip_to_the_bit(tmp_path, changes):
 def test_saving_again_gives_the_same_contents(saved, tmp_path):
     loaded = load_checkpoint(saved)
     save_checkpoint(tmp_path / "again.pt", loaded)
-    assert saved.stat().st_size == (tmp_path / "again.pt").stat().st_size
+    first, again = read_checkpoint(saved), read_checkpoint(tmp_path / "again.pt")
+    assert first.keys() == again.keys()
+    assert all(first[key] == again[key] for key in first.keys() - {"model"})
     assert same_bits(load_checkpoint(tmp_path / "again.pt").model, loaded.model)
 
 

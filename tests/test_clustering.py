@@ -98,23 +98,28 @@ def test_importance_moves_precision_to_the_columns_that_matter():
 
 @pytest.mark.parametrize("codebooks", [1, 3])
 def test_indices_make_up_for_each_other_where_inputs_correlate(codebooks):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2000, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
-    linear = nn.Linear(48, 30)
-    pruned = torch.rand(30, 48, generator=generator) < 0.2
-    linear.weight.data[pruned] = 0
+    """The mean over several layers: what one gains hangs on its draw."""
     config = Config(num_clusters=8, codebooks=codebooks)
-    gram = x.T @ x / len(x)
-    diagonal, whole = (
-        ClusteredLinear.from_linear(linear, config, g) for g in (gram.diagonal().diag(), gram)
-    )
-    errors = [
-        (x @ (layer.weight() - linear.weight).T).square().mean().item()
-        for layer in (diagonal, whole)
-    ]
-    assert errors[1] < 0.8 * errors[0]
-    assert torch.equal(diagonal.codebook, whole.codebook)
-    assert (whole.weight()[pruned] == 0).all()
+    shares = []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2000, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+        linear = nn.Linear(48, 30)
+        linear.weight.data = torch.randn(30, 48, generator=generator) / 48**0.5
+        pruned = torch.rand(30, 48, generator=generator) < 0.2
+        linear.weight.data[pruned] = 0
+        gram = x.T @ x / len(x)
+        diagonal, whole = (
+            ClusteredLinear.from_linear(linear, config, g) for g in (gram.diagonal().diag(), gram)
+        )
+        plain, better = (
+            (x @ (layer.weight() - linear.weight).T).square().mean().item()
+            for layer in (diagonal, whole)
+        )
+        shares.append(better / plain)
+        assert torch.equal(diagonal.codebook, whole.codebook)
+        assert (whole.weight()[pruned] == 0).all()
+    assert sum(shares) / len(shares) < 0.8
 
 
 @pytest.mark.parametrize("clusters", [3, 16, 100, 256])
