@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.corpus.manifest import Utterance, write_manifest
 from asr.corpus.transcripts import Line, read_lines, without, words_of
 from asr.runtime.cli import Parser, guarded, number
-from asr.training.augment import Array, coloured_noise
+from asr.training.rooms import Array, add_noise, coloured_noise
 
 RATE = 16000  # of what is written; Kokoro itself speaks at 24 kHz
 PAD = 0.15  # seconds kept before and after the speech
@@ -211,7 +211,7 @@ def roughen(samples: Array, rng: np.random.Generator) -> Array:
     """What a microphone might make of clean speech (N,): a room, noise, another level."""
     if rng.random() < 0.7:
         samples = in_room(samples, rng)
-    samples = samples + coloured_noise(samples, rng.uniform(10, 40), rng)
+    samples = add_noise(samples, coloured_noise(len(samples), rng), rng.uniform(10, 40))
     peak = 10 ** (rng.uniform(-20, -1) / 20)
     return samples * np.float32(peak / np.abs(samples).max())
 

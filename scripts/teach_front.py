@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -221,7 +222,7 @@ def fit_stem(teacher: Teacher, model: ConformerCTC, batches: Sequence[Pair]) -> 
     Six of the convolution's channels hand on the features as they are, of three frames and either
     sign; the others stay random.
     """
-    stem = model.subsampling
+    stem: Any = model.subsampling
     weight = stem.convs[0].weight
     weight[:6] = 0.0
     for channel in range(6):
@@ -249,7 +250,8 @@ def fit_stem(teacher: Teacher, model: ConformerCTC, batches: Sequence[Pair]) -> 
 @torch.no_grad()
 def measure_batch_norms(model: ConformerCTC, batches: Sequence[Pair]) -> None:
     """Gives the batch norms of the front real statistics, and leaves what they compute as it is."""
-    norms = [block.conv.batch_norm for block in model.blocks[:BLOCKS]]
+    blocks: Any = model.blocks[:BLOCKS]
+    norms = [block.conv.batch_norm for block in blocks]
     inputs: list[list[Tensor]] = [[] for _ in norms]
     hooks = [
         norm.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0][given[1]]))
@@ -313,7 +315,8 @@ def teach(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"] * (group["scale"] == 1 or progress > 1 / 6)
             error, divergence, same = distance(teacher, model, batch)
-            (error + 0.3 * divergence).backward()
+            loss: Any = error + 0.3 * divergence
+            loss.backward()
             near = error.item(), divergence.item(), same.item()
             nn.utils.clip_grad_norm_(learnt, 5.0)
             optimizer.step()

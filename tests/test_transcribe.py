@@ -107,7 +107,7 @@ def test_several_recordings_give_their_results_as_they_come(tiny_onnx, clip):
     transcribe: Any = reader.transcribe
     for wrong, message in (
         (5, "not a recording"), ([0.5, 0.25], "not a recording"), (io.StringIO("x"), "as text"),
-        (io.BytesIO(b""), "holds nothing"), (io.BytesIO(b"hello"), "not audio"),
+        (io.BytesIO(b""), "the file is empty"), (io.BytesIO(b"hello"), "not audio"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             list(transcribe(wrong))
@@ -298,7 +298,7 @@ def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):
     assert run(tiny_onnx, clip, clip, "--output_path", f"{tmp_path}/") == 2
     assert "two recordings have this name" in capsys.readouterr().err
     assert run(tiny_onnx, "--threads", "2") == 2
-    assert "name a file or a folder" in capsys.readouterr().err
+    assert "name audio files or folders" in capsys.readouterr().err
     assert run(tiny_onnx, clip, "--min_confidence", "3") == 2
     assert "min_confidence 3.0 must lie in [0, 1]" in capsys.readouterr().err
     assert run(tiny_onnx, clip, clip, "--output_format", "srt") == 2

@@ -162,7 +162,8 @@ class _Body(nn.Module):
 def trace_block(block: ConformerBlock, name: str) -> onnx_ir.Function:
     """The block as the ONNX function asr::`name`."""
     batch, frames = EXAMPLE
-    (d_model,) = block.norm.normalized_shape
+    norm: Any = block.norm
+    (d_model,) = norm.normalized_shape
     mask = torch.ones(batch, frames, dtype=torch.bool)
     tensors = [x.detach() for x in tensors_of(block).values()]
     graph = export(

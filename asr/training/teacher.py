@@ -82,7 +82,7 @@ def find_function(name: str) -> Callable[[Array], Any]:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--teacher {name}: neither .onnx nor MODULE:FUNCTION ({error})") from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 class Taught:

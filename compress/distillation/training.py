@@ -234,7 +234,7 @@ class Distiller(FineTuner):
             self.teacher_wer = error_rates(heard.references, texts)["wer"]
         mine = [x.argmax(1).numpy() for _, x in sorted(self.student_on(model), key=lambda p: p[0])]
         agreement = frame_agreement(mine, self.best_tokens)
-        wer, cer = heard.rates["wer"], heard.rates["cer"]
+        wer, cer = heard.wer, heard.cer
         self.say(
             f"distillation, epoch {self.epoch}/{self.config.epochs}  dev WER {wer:.2%} (teacher "
             f"{self.teacher_wer:.2%})  CER {cer:.2%}  same frames {agreement['frames']:.1%}, "
