@@ -258,7 +258,7 @@ METHODS = {
     "int4": "--method quantization --precision int4",
     "pruning": "--method pruning --sparsity 0.5",
     "structured": "--method pruning --pruning_type structured --sparsity 0.25",
-    "factorization": "--method factorization --size_ratio 0.5",
+    "factorization": "--method factorization --size_ratio 2",
     "clustering": "--method clustering",
 }
 
