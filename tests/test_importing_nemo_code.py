@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_nemos_network_is_met(tmp_path: Path, name: str):
     from experiments.importing.nemo_wheel import ConformerCTC
 
     torch.manual_seed(0)
-    settings = {"feat_in": 80, "n_layers": 2, **SIZES[name]}
+    settings: dict[str, Any] = {"feat_in": 80, "n_layers": 2, **SIZES[name]}
     theirs = ConformerCTC(WHEEL, 28, **settings).eval()
     for x in [*theirs.parameters(), *theirs.buffers()]:
         if x.is_floating_point() and x.ndim < 3 and min(x.shape, default=0) < 40:
