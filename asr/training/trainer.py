@@ -87,8 +87,8 @@ class Trainer:
         """Trains to the end; returns False where Ctrl-C (or SIGTERM) stopped it before."""
         old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            trained = any(entry["step"] == "train" for entry in self.checkpoint.history)
-            if trained and self.learner.step == 0:
+            steps = [entry["step"] for entry in self.checkpoint.history]
+            if steps[-1:] == ["init"] and "train" in steps and self.learner.step == 0:
                 self.say(f"before training  {self.listen(self.learner.model)}")
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
