@@ -42,8 +42,8 @@ class Utterance:
     text: str
     speaker: str = ""
     id: str = ""
-    corpus: str = ""  # name of the split that it was read from
     written: str = field(default="", compare=False)
+    corpus: str = ""  # name of the split that it was read from
 
     def __post_init__(self) -> None:
         if not self.id:
