@@ -23,6 +23,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def checkpoint(corpus):
+    torch.manual_seed(0)
     config = ModelConfig(vocab_size=5, d_model=16, n_layers=1, n_heads=2, subsampling_channels=4)
     return Checkpoint(
         ConformerCTC(config).eval(), Tokenizer.characters("abc"), data={"train": str(corpus)}
