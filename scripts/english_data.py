@@ -1,6 +1,6 @@
 """Holds out dev-open: 30 minutes of Common Voice speakers and 10 minutes of telephone speech.
 
-python scripts/english_data.py --data_dir prepared --output_dir data
+    python scripts/english_data.py --data_dir prepared --output_dir data
 
 `prepared` holds the manifests that prepare_data.py made. Common Voice is held out by speaker; the
 telephone recordings name none and are held out by recording, those whose sentence is in no training
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asr.corpus.manifest import Utterance, read_manifest, write_manifest
-from asr.runtime.cli import guarded, number
+from asr.runtime.cli import Parser, guarded, number
 
 COMMON_VOICE, TELEPHONE = "train-common_voice", "train-minds14"
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--data_dir", required=True, help="manifests by prepare_data.py")
     add("--output_dir", required=True, help="where the manifests to train from go")
@@ -81,8 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

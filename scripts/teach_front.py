@@ -1,7 +1,7 @@
 """Gives a Conformer the ears of a trained phoneme recogniser, and writes it as a checkpoint.
 
-python scripts/teach_front.py --teacher hama_wheel/hama/assets/asr_waveform.hama \
-    --data_dir data --output_path runs/start.pt
+    python scripts/teach_front.py --teacher hama_wheel/hama/assets/asr_waveform.hama \
+        --data_dir data --output_path runs/start.pt
 
 The teacher is the small Conformer-CTC inside the wheel `hama` 1.7.0 (Apache-2.0): its four blocks
 are ours without positions. They become the first blocks here, behind our own features and
@@ -40,7 +40,7 @@ from asr.network.model import (
     valid_mask,
 )
 from asr.runtime.audio import read_audio
-from asr.runtime.cli import guarded
+from asr.runtime.cli import Parser, guarded
 from asr.runtime.config import FeatureConfig, ModelConfig
 from asr.runtime.features import log_mel
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
@@ -361,7 +361,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--teacher", required=True, help="asr_waveform.hama of the wheel hama 1.7.0")
     add("--data_dir", required=True, help="manifests; the train* are heard, their texts not read")
@@ -380,8 +380,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":
