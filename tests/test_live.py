@@ -105,7 +105,7 @@ def stdin(monkeypatch, data):
 
 def test_raw_samples_on_standard_input(reader, speech, monkeypatch, capsys, tmp_path):
     stdin(monkeypatch, speech.tobytes() + b"\0")  # half a sample at the end
-    assert main(["--stdin", "--output_format", "json", "--threads", "1"]) == 0
+    assert main(["--stdin", "--lm", "none", "--output_format", "json", "--threads", "1"]) == 0
     out, err = capsys.readouterr()
     entries = [json.loads(line) for line in out.splitlines()]
     assert err == ""
@@ -116,7 +116,7 @@ def test_raw_samples_on_standard_input(reader, speech, monkeypatch, capsys, tmp_
 
     stdin(monkeypatch, speech.tobytes())
     target = tmp_path / "said.txt"
-    assert main(["--stdin", "--output_path", str(target), "--threads", "1"]) == 0
+    assert main(["--stdin", "--lm", "none", "--output_path", str(target), "--threads", "1"]) == 0
     assert target.read_text().replace("\n", " ").strip() == text
 
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     """Transcribes, writes, and returns the exit code: 2 if some of several files failed."""
     if args.threads < 0:
         raise ValueError(f"--threads {args.threads}: name a number of threads, or 0 for all cores")
-    if args.lm is None and args.model_path is None:
+    if args.lm is None and args.model_path is None and not args.grammar:
         args.lm = find_language_model()
     if args.microphone or args.stdin:
         return run_live(args)
