@@ -17,7 +17,7 @@ from asr.runtime import formats
 from asr.runtime.audio import EXTENSIONS, count_channels
 from asr.runtime.capture import from_microphone, from_stream, until_interrupted
 from asr.runtime.cli import Parser, Progress, describe, guarded, number
-from asr.runtime.files import check_writable, printable
+from asr.runtime.files import check_writable, printable, stream_of
 from asr.runtime.finding import find_audio
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.output import Output
@@ -165,7 +165,9 @@ def run_live(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         out = sys.stdout
         if args.output_path:
-            out = stack.enter_context(open(args.output_path, "w", encoding="utf-8"))
+            place = stream_of(Path(args.output_path))
+            target = args.output_path if place is None else place
+            out = stack.enter_context(open(target, "w", encoding="utf-8"))
         for event in recognizer.listen(until_interrupted(chunks), rate):
             out.write(formats.render_event(event, form, out.isatty()))
             out.flush()
