@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
-from asr.measure.evaluation import main
+from asr.measure.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,9 +18,10 @@ from torch import nn
 from asr.common.provenance import command_line, commit, portable_path
 from asr.corpus.manifest import Utterance
 from asr.measure import final_report
-from asr.measure.evaluation import compare, evaluate, measure_speed, read_test_data
+from asr.measure.evaluation import evaluate, measure_speed, read_test_data
 from asr.measure.final_report import FLAGS, Targets, targets_from
 from asr.measure.machine import default_threads
+from asr.measure.scores import compare
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
 from asr.runtime.files import write_atomically

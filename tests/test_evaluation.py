@@ -15,7 +15,9 @@ from asr.common import provenance
 from asr.common.metrics import error_rates
 from asr.corpus.manifest import Utterance, read_manifest, write_manifest
 from asr.measure import machine, timing
-from asr.measure.evaluation import compare, evaluate, main, read_test_data, spread, transcribe_all
+from asr.measure.evaluate import main
+from asr.measure.evaluation import evaluate, read_test_data, spread, transcribe_all
+from asr.measure.scores import compare
 from asr.measure.timing import TimedModel, measure, peak_memory, summarise
 from asr.runtime.pieces import WINDOW
 from asr.runtime.recognizer import load

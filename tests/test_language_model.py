@@ -13,7 +13,7 @@ import soundfile
 import asr
 from asr.corpus.manifest import Utterance
 from asr.corpus.ngram import estimate, write_arpa
-from asr.measure.evaluation import main as evaluate
+from asr.measure.evaluate import main as evaluate
 from asr.runtime.beam import BeamConfig
 from asr.runtime.language_model import WordModel, load_decoder
 from asr.runtime.transcribe import main as transcribe

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from asr.corpus.manifest import read_manifest, write_manifest
-from asr.measure.evaluation import main as evaluate
-from asr.measure.evaluation import unwritable
+from asr.measure.evaluate import main as evaluate
+from asr.measure.scores import unwritable
 from tests.corpus import write_corpus
 
 

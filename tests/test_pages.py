@@ -16,7 +16,7 @@ PAGES = [
 ]  # fmt: skip
 HOME = {
     "train.py": "asr.training.train", "compress.py": "compress.cli",
-    "evaluate.py": "asr.measure.evaluation", "transcribe.py": "asr.runtime.transcribe",
+    "evaluate.py": "asr.measure.evaluate", "transcribe.py": "asr.runtime.transcribe",
     "asr-transcribe": "asr.runtime.transcribe",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.measure.evaluation import main as evaluate
+from asr.measure.evaluate import main as evaluate
 from asr.runtime.beam import BeamConfig
 from asr.runtime.language_model import load_decoder
 from asr.runtime.phrases import HOTWORD_BONUS, Grammar, Hotwords, read_phrases

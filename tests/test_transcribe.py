@@ -14,9 +14,11 @@ import pytest
 import soundfile
 
 from asr import load
-from asr.runtime import pieces, recognizer, shipped
+from asr.runtime import pieces, shipped
+from asr.runtime.backends import Info, explain
 from asr.runtime.config import FeatureConfig
-from asr.runtime.recognizer import SILENCE, Info, Recognizer, meeting_frame
+from asr.runtime.readings import meeting_frame
+from asr.runtime.recognizer import SILENCE, Recognizer
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.transcribe import main
 from tests.conftest import babble
@@ -285,9 +287,9 @@ def test_a_model_for_a_newer_onnxruntime_says_so(tiny_onnx, clip, tmp_path, caps
     ],
 )
 def test_an_old_onnxruntime_is_told_which_is_needed(error):
-    said = recognizer.explain(error, "1.15.1")
+    said = explain(error, "1.15.1")
     assert said.startswith("needs onnxruntime 1.20 or newer, 1.15.1 is installed; pip install")
-    assert recognizer.explain(error, "1.20.0").startswith("needs a newer onnxruntime than 1.20.0")
+    assert explain(error, "1.20.0").startswith("needs a newer onnxruntime than 1.20.0")
 
 
 def test_other_mistakes_are_named(tiny_onnx, clip, tmp_path, capsys):

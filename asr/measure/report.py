@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.measure.evaluation import compare
 from asr.measure.results import (
     REFERENCE_FORMS,
     Reference,
@@ -21,6 +20,7 @@ from asr.measure.results import (
     by_test_data,
     find_baseline,
 )
+from asr.measure.scores import compare
 
 MISSING = "–"
 END = "<!-- end -->"

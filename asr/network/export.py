@@ -25,16 +25,11 @@ from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
 from asr.network.model import ConformerCTC, ConvModule, MaskedBatchNorm, Turns
 from asr.network.onnx_graph import build_graph, stored_bytes, tensors_of
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
+from asr.runtime.backends import METADATA_KEY, METADATA_VERSION, OnnxBackend, count_weights
 from asr.runtime.config import config_to_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.files import write_atomically
-from asr.runtime.recognizer import (
-    METADATA_KEY,
-    METADATA_VERSION,
-    OnnxBackend,
-    Recognizer,
-    count_weights,
-)
+from asr.runtime.recognizer import Recognizer
 
 SHAPES = ((2, 201), (1, 1000), (3, 77), (1, 1))  # B, T of the parity check
 # differences of log-probabilities, in their standard deviations where those exceed 1

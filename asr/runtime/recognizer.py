@@ -7,28 +7,26 @@ does not grow with the recording.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.audio import Source, check_waveform, read_blocks
+from asr.runtime.backends import Backend, open_model
 from asr.runtime.batches import transcribe_many
 from asr.runtime.beam import BeamConfig
-from asr.runtime.config import FeatureConfig, config_from_dict
 from asr.runtime.decoding import greedy_decode
 from asr.runtime.features import log_mel, n_frames, subsampled_length
-from asr.runtime.foreign import ForeignModel
 from asr.runtime.level import settle_level
 from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
+from asr.runtime.readings import Reading, join
 from asr.runtime.result import Result, Segment, split_at_pauses
 from asr.runtime.shipped import find_model
 from asr.runtime.sources import AudioWarning, name_of
@@ -42,59 +40,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 Audio = Source | npt.NDArray[Any]  # a recording
 
-METADATA_KEY = "asr"  # the ONNX metadata entry with all that `info` needs, as JSON
-METADATA_VERSION = 1
-OLDEST = [1, 20]  # onnxruntime that runs what the export writes, as in pyproject.toml
 MIN_CONFIDENCE = 0.2  # of a segment; what is heard in music and noise is less sure
 SILENCE = 2.0**-14  # what stays below this (-84 dBFS), two steps of 16 bits, holds no speech
-LONGEST = 300.0  # seconds of overlapping pieces that are joined: memory has an end
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a model file says about itself."""
-
-    parameters: int  # 0 where the file does not say
-    tokens: list[str]
-    features: FeatureConfig
-    subsampling_factor: int
-    one_at_a_time: bool  # batch mates would change the result (dynamically quantised activations)
-    history: tuple[dict[str, Any], ...] = ()  # of a checkpoint: how it was trained and compressed
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A stretch of a recording and what the network makes of it."""
-
-    start: int  # the place of its first sample in the recording
-    waveform: Array  # (N,)
-    log_probs: Array  # (T', V)
-
-    def until(self, frame: int, unit: int) -> Reading:
-        """Its first frames, of `unit` samples each."""
-        return Reading(self.start, self.waveform[: frame * unit], self.log_probs[:frame])
-
-    def after(self, frame: int, unit: int) -> Reading:
-        """What is left of it behind its first frames."""
-        place = self.start + frame * unit
-        return Reading(place, self.waveform[frame * unit :], self.log_probs[frame:])
-
-    def joined_to(self, right: Reading) -> Reading:
-        """Both, the right one following."""
-        return Reading(
-            self.start,
-            np.concatenate([self.waveform, right.waveform]),
-            np.concatenate([self.log_probs, right.log_probs]),
-        )
-
-
-class Backend(Protocol):
-    """Something that runs the network; `info` describes its file."""
-
-    info: Info
-
-    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
-        """features (B, T, n_mels), lengths (B,) in frames -> log_probs (B, T', V)."""
 
 
 class Recognizer:
@@ -198,23 +145,7 @@ class Recognizer:
 
     def joined(self, read: Iterable[tuple[Piece, Array]]) -> Iterator[Reading]:
         """The readings of pieces with their log_probs (T', V); those that overlap are joined."""
-        unit = self.samples_per_frame
-        joined: Reading | None = None
-        for piece, log_probs in read:
-            right = Reading(piece.start, piece.waveform, log_probs)
-            if joined is not None and piece.overlap:
-                first = (piece.start - joined.start) // unit
-                shared = len(joined.log_probs) - first
-                cut = meeting_frame(joined.log_probs[first:], right.log_probs[:shared])
-                joined, right = joined.until(first + cut, unit), right.after(cut, unit)
-                if len(joined.waveform) < LONGEST * self.info.features.sample_rate:
-                    joined = joined.joined_to(right)
-                    continue
-            if joined is not None:
-                yield joined
-            joined = right
-        if joined is not None:
-            yield joined
+        return join(read, self.samples_per_frame, self.info.features.sample_rate)
 
     def words(self, reading: Reading) -> list[Word]:
         """The words of a reading, in seconds from the beginning of its recording."""
@@ -299,20 +230,6 @@ def warn(problem: str) -> None:
     warnings.warn(f"{problem}; the rest is read", AudioWarning, stacklevel=2)
 
 
-def meeting_frame(left: Array, right: Array) -> int:
-    """Where to change from `left` to `right`, two readings (n, V) of the same frames.
-
-    The middle of the longest run of frames at which both read a blank, so that no token is lost or
-    said twice; of equal ones the nearest to the middle, which it is too where there is none.
-    """
-    middle = len(left) // 2
-    blank = (left.argmax(axis=1) == 0) & (right.argmax(axis=1) == 0)
-    runs = np.flatnonzero(np.diff(blank, prepend=False, append=False)).reshape(-1, 2)
-    centres = (runs[:, 0] + runs[:, 1]) // 2
-    ranks = [(b - a, -abs(c - middle), c) for (a, b), c in zip(runs, centres, strict=True)]
-    return int(max(ranks)[2]) if ranks else middle
-
-
 def load(
     path: str | Path | None = None, threads: int = 0, beam: BeamConfig | None = None,
     min_confidence: float | None = None,
@@ -323,7 +240,7 @@ def load(
     `min_confidence` see `asr.load`. Raises ValueError, in one line, for a file that is missing,
     damaged or of another kind.
     """
-    recognizer = _load(find_model(path), threads)
+    recognizer = Recognizer(open_model(find_model(path), threads))
     if min_confidence is not None:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence {min_confidence} must lie in [0, 1]")
@@ -333,135 +250,3 @@ def load(
 
         recognizer.decoder = load_decoder(recognizer.info.tokens, beam)
     return recognizer
-
-
-def _load(path: Path, threads: int) -> Recognizer:
-    if not path.exists():
-        raise ValueError(f"{path}: no such model; name an .onnx or .pt file")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder; name the model in it, e.g. {path / 'model.onnx'}")
-    if path.suffix == ".onnx":
-        return Recognizer(OnnxBackend(path, threads))
-    if path.suffix == ".pt":
-        return Recognizer(TorchBackend(path, threads))
-    raise ValueError(f"{path}: expected a model that ends in .onnx or .pt")
-
-
-class OnnxBackend:
-    """An exported model in onnxruntime: ours, or one of NeMo's (see `asr.runtime.foreign`)."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors share no class of their own
-            raise ValueError(f"{path}: {explain(str(error), onnxruntime.__version__)}") from None
-        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        self._columns: npt.NDArray[np.intp] | None = None
-        if METADATA_KEY in metadata:
-            self.info = read_info(path, metadata)
-            return
-        try:
-            foreign = ForeignModel(path, self._session)
-        except ValueError:
-            raise
-        except Exception as error:  # onnxruntime's own
-            raise ValueError(
-                f"{path}: does not run: {' '.join(str(error).split())[:160]}"
-            ) from None
-        self._columns = foreign.columns
-        factor = foreign.subsampling_factor
-        self.info = Info(0, foreign.tokens, foreign.features, factor, one_at_a_time=True)
-
-    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
-        inputs = {"audio_signal": np.ascontiguousarray(features.transpose(0, 2, 1))}
-        outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
-        log_probs: Array = outputs[0]
-        return log_probs if self._columns is None else log_probs[..., self._columns]
-
-
-def explain(error: str, version: str) -> str:
-    """Why onnxruntime of a `version` cannot load a file, from its error, and what to do."""
-    reason = " ".join(error.split())
-    newer = re.search(
-        r"Unsupported model IR version: \d+|support for domain \S+ is till opset \d+|"
-        r"\S+ is not a registered function/op|No Op registered for \S+",
-        reason,
-    )
-    if newer is None:
-        return f"not a usable ONNX file, truncated or damaged; export it again ({reason[:160]})"
-    if [int(part) for part in version.split(".")[:2]] < OLDEST:
-        needed = f"needs onnxruntime {OLDEST[0]}.{OLDEST[1]} or newer, {version} is installed"
-    else:
-        needed = f"needs a newer onnxruntime than {version}, which is installed"
-    return f"{needed}; pip install --upgrade onnxruntime ({newer[0]})"
-
-
-def read_info(path: Path, metadata: dict[str, str]) -> Info:
-    """The description that our export wrote into an ONNX file; ValueError if it is damaged."""
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-        version = values["version"]
-        if version > METADATA_VERSION:
-            raise ValueError(
-                f"written by a newer version (format {version}, this program reads up to "
-                f"{METADATA_VERSION}); update the program"
-            )
-        return Info(
-            parameters=int(values["parameters"]),
-            tokens=[str(token) for token in values["tokens"]],
-            features=config_from_dict(FeatureConfig, values["features"]),
-            subsampling_factor=int(values["subsampling_factor"]),
-            one_at_a_time=bool(values["one_at_a_time"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: unusable metadata: {error}") from None
-
-
-class TorchBackend:
-    """A checkpoint in torch; `threads` sets torch's number for the whole process."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        try:
-            import torch
-        except ModuleNotFoundError:
-            raise ValueError(
-                f"{path}: needs PyTorch, which is not installed here; export it to .onnx with "
-                "scripts/export_onnx.py on the computer that trained it, or pip install torch"
-            ) from None
-
-        from asr.network.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(path)
-        if threads:
-            torch.set_num_threads(threads)
-        self._model = checkpoint.model
-        self.info = Info(
-            parameters=count_weights(self._model),
-            tokens=checkpoint.tokenizer.tokens,
-            features=checkpoint.features,
-            subsampling_factor=self._model.config.total_factor,
-            one_at_a_time=any(getattr(m, "one_at_a_time", False) for m in self._model.modules()),
-            history=tuple(checkpoint.history),
-        )
-
-    def run(self, features: Array, lengths: npt.NDArray[np.int64]) -> Array:
-        import torch
-
-        with torch.inference_mode():
-            output = self._model(torch.from_numpy(features), torch.from_numpy(lengths))
-        log_probs: Array = output.log_probs.numpy()
-        return log_probs
-
-
-def count_weights(model: Any) -> int:
-    """Weights and biases of a torch model; a packed layer counts the weights it stands for."""
-    tensors = [x for n, x in model.named_buffers() if n.endswith(("qweight", "indices"))]
-    return sum(int(x.numel()) for x in (*model.parameters(), *tensors))

@@ -28,8 +28,8 @@ import numpy as np
 
 from asr.common.metrics import paired_bootstrap
 from asr.common.provenance import ROOT, command_line, commit
-from asr.measure.evaluation import align
 from asr.measure.machine import describe_machine
+from asr.measure.scores import align
 from asr.runtime.cli import Parser, guarded, read_structured
 from asr.runtime.files import write_json
 
