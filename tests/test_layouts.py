@@ -100,6 +100,7 @@ def test_commands_in_a_kaldi_folder_are_refused(tmp_path, capsys):
         ("“Naïve” — don’t!", "naive don't"),
         ("£1.50 or €2", "one pound fifty or two euros"),
         ("already plain words", "already plain words"),
+        ("9" * 400, " ".join(["nine"] * 400)),
     ],
 )
 def test_english_is_written_as_it_is_spoken(written, said):

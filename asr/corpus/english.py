@@ -20,6 +20,7 @@ SHORT = {
 SIGNS = {"&": "and", "%": "percent", "+": "plus", "=": "equals", "@": "at", "°": "degrees"}
 MONEY = {"$": "dollar", "£": "pound", "€": "euro"}
 UNITS = {"km": "kilometers", "kg": "kilograms", "cm": "centimeters", "mm": "millimeters"}
+LONGEST = 15  # digits that are read as one number
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 
 
@@ -37,10 +38,12 @@ def spoken(text: str) -> str:
 
 
 def words_of(number: str, **kind: str) -> str:
-    """A number in words: cardinal unless another kind is asked for."""
+    """A number in words, cardinal unless another kind is asked for; a long one digit by digit."""
     from num2words import num2words
 
     plain = number.replace(",", "")
+    if len(plain) > LONGEST:
+        return " ".join(words_of(digit) for digit in plain if digit != ".")
     value = float(plain) if "." in plain else int(plain)
     said: str = num2words(value, lang="en", **kind)
     return f" {re.sub('[-,]', ' ', said)} "

@@ -5,20 +5,24 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from asr.corpus import english
 from asr.corpus.manifest import normalise
 from asr.corpus.transcripts import words_of
 
-NUMBER = re.compile(r"(\d+)(?:st|nd|rd|th)\b|\d+(?:\.\d+)?")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def spoken(text: str, language: str = "en") -> str:
     """Lower case without punctuation, numbers as words of a language (a code of num2words).
 
-    "21st" and the like are read as English ordinals. ValueError for an unknown language.
+    English is read as `prepare_data.py --normalize_text en` does: years, money, abbreviations too.
+    ValueError for an unknown language.
     """
+    if language == "en":
+        return english.spoken(text)
     text = THOUSANDS.sub("", normalise(text))
-    return " ".join(words_of(NUMBER.sub(lambda found: f" {_say(found, language)} ", text)))
+    return " ".join(words_of(NUMBER.sub(lambda found: f" {_say(found[0], language)} ", text)))
 
 
 def check_language(language: str) -> None:
@@ -32,13 +36,12 @@ def check_language(language: str) -> None:
         raise ValueError(f"--normalize {language}: no such language; one of {known}")
 
 
-def _say(found: re.Match[str], language: str) -> str:
+def _say(number: str, language: str) -> str:
     """A number in words; one too long to be said stays as it is."""
     from num2words import num2words
 
-    kind = "ordinal" if found[1] else "cardinal"
     try:
-        words: str = num2words(Decimal(found[1] or found[0]), lang=language, to=kind)
+        words: str = num2words(Decimal(number), lang=language)
     except (ArithmeticError, IndexError, NotImplementedError, TypeError, ValueError):
-        return found[0]
+        return number
     return words
