@@ -19,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.transcripts import Line, overlap, read_lines
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 
@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
             for sentence in row["examples"]["sentences"]:
                 print(f"    {sentence}")
     if args.output_path:
-        about = {"command": args.command, "commit": commit(), "machine": describe_machine()}
-        write_json(args.output_path, about | {"overlaps": rows})
+        write_json(args.output_path, provenance(args.command) | {"overlaps": rows})
         print(f"written to {args.output_path}")
     return 0
 

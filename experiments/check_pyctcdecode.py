@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from asr.common.metrics import error_rates
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.measure.evaluation import read_test_data
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, guarded, number
@@ -108,10 +108,9 @@ def run(args: argparse.Namespace) -> int:
             "model": portable_path(args.model_path), "lm": portable_path(args.lm),
             "dev_data": portable_path(args.dev_data), "utterances": len(utterances),
             "lm_weight": config.lm_weight, "word_bonus": config.word_bonus,
-            "beam_size": config.beam_size, "command": args.command, "commit": commit(),
-            "pyctcdecode": version("pyctcdecode"), "machine": describe_machine(),
+            "beam_size": config.beam_size, "pyctcdecode": version("pyctcdecode"),
         }  # fmt: skip
-        write_json(args.output_path, about | result)
+        write_json(args.output_path, about | provenance(args.command) | result)
     return int(result["wer"]["ours"] > result["wer"]["pyctcdecode"] + MAX_BEHIND)
 
 

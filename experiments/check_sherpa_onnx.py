@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from asr.common.metrics import character_counts, error_rates
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.manifest import Utterance
 from asr.measure.evaluation import read_test_data
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.audio import Waveform, read_audio
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
@@ -121,12 +121,9 @@ def run(args: argparse.Namespace) -> int:
             "model": portable_path(args.model_path),
             "test_data": portable_path(args.test_data),
             "utterances": len(utterances),
-            "command": args.command,
-            "commit": commit(),
             "sherpa_onnx": version("sherpa-onnx"),
-            "machine": describe_machine(),
         }
-        write_json(args.output_path, about | result)
+        write_json(args.output_path, about | provenance(args.command) | result)
     apart = abs(result["wer"] - result["sherpa_wer"])
     return int(
         apart > MAX_WER_DIFFERENCE

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jiwer
 import numpy as np
 
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.manifest import Utterance
 from asr.measure.evaluation import read_test_data, spread
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.audio import Waveform, read_audio
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
@@ -133,10 +133,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output_path:
         about = {
             "model": portable_path(args.model_path or "the English model that ships"),
-            "test_data": portable_path(args.test_data), "command": args.command,
-            "seed": args.seed, "commit": commit(), "machine": describe_machine(),
-        }  # fmt: skip
-        write_json(args.output_path, about | result)
+            "test_data": portable_path(args.test_data),
+        }
+        write_json(args.output_path, about | provenance(args.command, args.seed) | result)
     return 0
 
 

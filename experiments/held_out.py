@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch.nn.functional as F
 
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.measure.evaluation import made_by
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
@@ -85,10 +85,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{row['ctc_loss']:8.4f}  {row['divergence']:10.4f}  {path}", flush=True)
     if args.output_path:
         about = {
-            "data": portable_path(args.data), "utterances": len(held_out), "seed": 0,
-            "command": args.command, "commit": commit(), "machine": describe_machine(),
+            "data": portable_path(args.data), "utterances": len(held_out),
         }  # fmt: skip
-        write_json(args.output_path, about | {"results": rows})
+        write_json(args.output_path, about | provenance(args.command, 0) | {"results": rows})
     return 0
 
 

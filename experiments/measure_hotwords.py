@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.manifest import load_dataset
 from asr.corpus.transcripts import read_lines, words_of
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, guarded, number
@@ -125,12 +125,8 @@ def run(args: argparse.Namespace) -> int:
             "lm": portable_path(args.lm),
             "utterances": len(utterances),
             "hotwords": len(rare),
-            "command": args.command,
-            "commit": commit(),
-            "seed": None,  # nothing is drawn at random
-            "machine": describe_machine(),
         }
-        write_json(args.output_path, about | {"table": rows})
+        write_json(args.output_path, about | provenance(args.command) | {"table": rows})
     return 0
 
 

@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import soundfile
 
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.measure import matrix
 from asr.measure.benchmark import RATE, infer_speed, noise
 from asr.measure.evaluation import read_test_data
 from asr.measure.flops import flops_per_second
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_atomically, write_json
 
@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         )
         for teacher, student in plan.pairs
     ]  # fmt: skip
-    about = {
-        "command": args.command, "commit": commit(), "machine": describe_machine(),
+    about = provenance(args.command) | {
         "test_data": portable_path(args.test_data), "utterances": len(utterances),
     }  # fmt: skip
     write_json(folder / "matrix.json", about | matrix.as_json(rows))

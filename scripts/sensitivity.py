@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.common.provenance import command_line, commit, portable_path
-from asr.measure.machine import describe_machine
+from asr.common.provenance import command_line, portable_path
+from asr.measure.machine import provenance
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder / "sensitivity.json")
     found = sensitivity.scan(checkpoint, args.settings, speech, dev[: args.dev_utterances], args.by)
     found["source"] = portable_path(found["source"])
-    about = {"model": portable_path(args.model_path), "command": args.command,
-             "commit": commit(), "machine": describe_machine()}  # fmt: skip
+    about = {"model": portable_path(args.model_path)} | provenance(args.command)
     write_json(folder / "sensitivity.json", about | found)
     plot(found, folder / "sensitivity.png")
     rows = [(o["distance"], row["name"], text) for row in found["layers"]

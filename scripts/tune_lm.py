@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from asr.common.metrics import error_rates
-from asr.common.provenance import command_line, commit, portable_path
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.manifest import Utterance, find_sources, load_dataset
-from asr.measure.machine import default_threads, describe_machine
+from asr.measure.machine import default_threads, provenance
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, guarded, number
@@ -185,12 +185,8 @@ def run(args: argparse.Namespace) -> int:
             "unknown_penalty": args.unknown_penalty,
             "greedy_wer": greedy["wer"],
             "best": {key: best[key] for key in (*GRIDS, "wer")},
-            "command": args.command,
-            "commit": commit(),
-            "seed": None,  # nothing is drawn at random
-            "machine": describe_machine(),
         }
-        write_json(args.output_path, about | {"table": rows})
+        write_json(args.output_path, about | provenance(args.command) | {"table": rows})
     return 0
 
 

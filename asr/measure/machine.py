@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from asr.common.provenance import commit
+
 PACKAGES = ("numpy", "torch", "onnxruntime")
 FLAGS = (  # what decides how fast a model runs: vectors, bf16, int8 products
     "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8",
@@ -30,6 +32,11 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def provenance(command: str, seed: int | None = None) -> dict[str, Any]:
+    """What every file of figures says of its making; no seed where nothing is drawn at random."""
+    return {"command": command, "commit": commit(), "seed": seed, "machine": describe_machine()}
 
 
 def busy_cores() -> float:

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from asr.common.metrics import paired_bootstrap
-from asr.common.provenance import ROOT, command_line, commit
-from asr.measure.machine import describe_machine
+from asr.common.provenance import ROOT, command_line
+from asr.measure.machine import provenance
 from asr.measure.scores import align
 from asr.runtime.cli import Parser, guarded, read_structured
 from asr.runtime.files import write_json
@@ -159,8 +159,7 @@ def run(args: argparse.Namespace) -> int:
             for row in rows:
                 run_row(plan, row, seed, base)
     found = summary(plan, base)
-    about = {"plan": Path(args.plan).name, "command": args.command, "commit": commit(),
-             "machine": describe_machine()}  # fmt: skip
+    about = {"plan": Path(args.plan).name} | provenance(args.command)
     write_json(base / "study.json", about | found)
     for row in found["rows"]:
         seeds = ", ".join(f"{wer:.2%}" for wer in row["wer"].values())
