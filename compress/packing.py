@@ -205,9 +205,15 @@ def pack_state(model: nn.Module) -> dict[str, Any]:
             index.append({"name": name, **info, "bytes": len(data)})
             pieces.append(data)
             plain += tensor.numel() * tensor.element_size()
-    data = torch.cat(pieces)
-    if not replaced and len(data) > PAYS * plain:
+    total = sum(map(len, pieces))
+    if not replaced and total > PAYS * plain:
         return model.state_dict()
+    data = torch.empty(total, dtype=torch.uint8)
+    end = total
+    while pieces:  # each is freed once it is copied
+        piece = pieces.pop()
+        data[end - len(piece) : end] = piece
+        end -= len(piece)
     text = zlib.compress(json.dumps(index).encode(), 9)
     return {"index": torch.frombuffer(bytearray(text), dtype=torch.uint8), "bytes": data}
 

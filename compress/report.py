@@ -98,9 +98,19 @@ def file_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the file that the checkpoint, without resume state, would be."""
     contents = checkpoint_contents(checkpoint)
     contents.pop("training", None)
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    return len(buffer.getvalue())
+    counter = _Counter()
+    torch.save(contents, counter)
+    return counter.bytes
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps only its length."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
 
 
 def layer_table(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from asr.network import export, onnx_graph
+from asr.network import export, onnx_file, onnx_graph
 from asr.network.checkpoint import Checkpoint, load_checkpoint
 from asr.network.export import ExportError, check_parity, check_size, prepare, to_onnx
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear, NBitsLinear, pack_bits, unpack_bits
@@ -309,7 +309,36 @@ def test_exact_halves_are_stored_as_fp16():
     assert [n.op_type for n in graph] == ["Cast", "Add", "Add", "Add", "Add"]
 
 
+def test_a_file_written_tensor_by_tensor_is_protobufs_own(tiny_onnx, tmp_path):
+    expected = onnx.load(tiny_onnx)
+    with open(tmp_path / "streamed.onnx", "wb") as file:
+        onnx_file.write_model(onnx_ir.load(tiny_onnx), file)
+    found = onnx.load(tmp_path / "streamed.onnx")
+    assert list(found.graph.node) == list(expected.graph.node)
+    tensors = {t.name: t for t in found.graph.initializer}
+    assert tensors == {t.name: t for t in expected.graph.initializer}
+    for model in (found, expected):
+        del model.graph.initializer[:]
+    assert found == expected
+
+
+def test_numbers_that_export_leaves_alone_are_not_copied(tiny_model):
+    before = {name: x.clone() for name, x in tiny_model.state_dict().items()}
+    prepared = prepare(tiny_model)
+    assert prepared.head.weight.data_ptr() == tiny_model.head.weight.data_ptr()
+    assert all(torch.equal(x, before[name]) for name, x in tiny_model.state_dict().items())
+    assert all(p.requires_grad for p in tiny_model.parameters())
+
+
 # ---- failures -------------------------------------------------------------------------------
+
+
+def test_a_model_that_no_file_holds_is_refused_before_the_work(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "LARGEST", 1000)
+    monkeypatch.setattr(export, "build_graph", None)
+    with pytest.raises(ExportError, match="compress it first"):
+        to_onnx(quick, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_computes_something_else_is_refused(tiny_onnx, tiny_model):

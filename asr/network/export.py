@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 import torch
 from torch import Tensor, nn
 
 from asr import __version__
 from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
 from asr.network.model import ConformerCTC, ConvModule, MaskedBatchNorm, Turns
+from asr.network.onnx_file import LARGEST, write_model
 from asr.network.onnx_graph import build_graph, stored_bytes, tensors_of
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
 from asr.runtime.backends import METADATA_KEY, METADATA_VERSION, OnnxBackend, count_weights
@@ -89,6 +89,11 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     path = Path(path)
     check_finite(checkpoint.model)
     model = prepare(checkpoint.model)
+    if (size := stored_bytes(model)) > LARGEST:
+        raise ExportError(
+            f"its weights take {size / 1e9:.1f} GB, and an ONNX file holds 2: compress it first "
+            "(compress.py --method quantization, without --test_data)"
+        )
     program = build_graph(model)
     program.metadata_props.clear()
     program.metadata_props.update(metadata(checkpoint, model))
@@ -97,7 +102,9 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     os.close(handle)
     temporary = Path(name)
     try:
-        onnx_ir.save(program, temporary)
+        with open(temporary, "wb") as file:
+            write_model(program, file)
+        del program
         check_size(temporary, model)
         rows = check_parity(checkpoint.model, temporary, exact=not has_integers(model))
         os.chmod(temporary, 0o644)
@@ -112,10 +119,15 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
 def prepare(model: ConformerCTC) -> ConformerCTC:
     """A copy for export: BatchNorm folded, packed layers in onnxruntime's operators.
 
-    A packed layer is any module with a method `onnx_layer()`: see `asr.network.onnx_layers`. Of a
-    shared block there is one view for each depth; the views have their tensors in common.
+    What stays as it was shares its numbers with the model given. A packed layer is any module with
+    a method `onnx_layer()`: see `asr.network.onnx_layers`. Of a shared block there is one view for
+    each depth; the views have their tensors in common.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    shared = {
+        id(x): nn.Parameter(x.detach(), requires_grad=False) if isinstance(x, nn.Parameter) else x
+        for x in tensors_of(model).values()
+    }
+    model = copy.deepcopy(model, shared).eval().float()
     for name, module in list(model.named_modules()):
         if hasattr(module, "onnx_layer"):
             model.set_submodule(name, module.onnx_layer().eval(), strict=True)
@@ -146,8 +158,9 @@ def fold_batch_norm(module: ConvModule) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    conv.weight.data *= scale[:, None, None]
-    conv.bias.data = (conv.bias - norm.running_mean) * scale + norm.bias
+    conv.weight = nn.Parameter(conv.weight * scale[:, None, None], requires_grad=False)
+    bias = (conv.bias - norm.running_mean) * scale + norm.bias
+    conv.bias = nn.Parameter(bias, requires_grad=False)
     module.batch_norm = _NoNorm()
 
 
