@@ -19,22 +19,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import yaml
 from torch import Tensor
 
-from asr.common.provenance import command_line, commit
+from asr.common.provenance import command_line
 from asr.importing.weights import PARTS, TENSORS
-from asr.measure.machine import describe_machine
+from asr.measure.machine import provenance
 from asr.network.model import ConformerCTC
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.config import ModelConfig
 from asr.runtime.files import check_writable, write_json
 from experiments.importing.sizes import MODELS
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
 NAMES = ("stt_en_conformer_ctc_small", "stt_en_conformer_ctc_large", "parakeet-ctc-0.6b")
 
@@ -68,10 +68,10 @@ def nemo_name(name: str, separable: bool) -> str:
     return f"encoder.layers.{block}.{theirs[place]}.{tensors.get(tensor, tensor)}"
 
 
-def write_archive(settings: dict[str, Any], path: Path) -> None:
-    """A .nemo file of a model with such sizes, its weights as they are initialised."""
+def write_archive(model: str, path: Path) -> None:
+    """A .nemo file of the sizes of a public model, its weights as they are initialised."""
     torch.manual_seed(SEED)
-    config = ModelConfig(**settings)
+    config = ModelConfig(**MODELS[model])  # type: ignore[arg-type]
     separable = config.subsampling == "dw_striding"
     state: dict[str, Tensor] = {
         nemo_name(name, separable): x for name, x in ConformerCTC(config).state_dict().items()
@@ -137,24 +137,21 @@ def measure(argv: list[str]) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Measures model after model; the JSON grows with each."""
     check_writable(args.output_path)
-    result: dict[str, Any] = {
-        "command": args.command, "commit": commit(), "seed": SEED,
-        "machine": describe_machine(), "rows": [],
-    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
     for name in args.models.split(","):
         with tempfile.TemporaryDirectory() as place:
             archive = Path(place) / "model.nemo"
-            maker = "from experiments.importing.memory import MODELS, Path, write_archive as w; "
-            call = f"w(MODELS[{name!r}], Path({str(archive)!r}))"  # its memory goes with it
-            subprocess.run([sys.executable, "-c", maker + call], cwd=ROOT, check=True)
+            code = "from experiments.importing.memory import Path, write_archive; "
+            code += f"write_archive({name!r}, Path({str(archive)!r}))"
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)  # memory of its own
             size = archive.stat().st_size
             for what, argv, made in commands(Path(place)):
                 row = {"model": name, "what": what, "archive_bytes": size, **measure(argv)}
                 row["ratio"] = round(row["peak_bytes"] / size, 2)
                 row["bytes"] = made.stat().st_size if made.exists() else 0
                 print(row, flush=True)
-                result["rows"].append(row)
-        write_json(args.output_path, result)
+                rows.append(row)
+        write_json(args.output_path, provenance(args.command, SEED) | {"rows": rows})
     return 0
 
 
