@@ -104,9 +104,10 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     try:
         with open(temporary, "wb") as file:
             write_model(program, file)
-        del program
         check_size(temporary, model)
-        rows = check_parity(checkpoint.model, temporary, exact=not has_integers(model))
+        exact = not has_integers(model)
+        del program, model  # large ones' memory is needed for the comparison
+        rows = check_parity(checkpoint.model, temporary, exact)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
