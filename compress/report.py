@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
@@ -99,7 +99,7 @@ def file_bytes(checkpoint: Checkpoint) -> int:
     contents = checkpoint_contents(checkpoint)
     contents.pop("training", None)
     counter = _Counter()
-    torch.save(contents, counter)
+    torch.save(contents, cast(IO[bytes], counter))
     return counter.bytes
 
 

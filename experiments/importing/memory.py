@@ -123,7 +123,7 @@ def measure(argv: list[str]) -> dict[str, Any]:
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").splitlines()
-    row = {
+    row: dict[str, Any] = {
         "exit_code": process.returncode,
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
