@@ -1,0 +1,112 @@
+"""Writes texts for recordings that have none, by a model: more speech to train on.
+
+    python scripts/label_speech.py --model_path model_int8.onnx --lm english.lm \
+        --data_dir unlabelled.json --output_path data/train-heard.json --min_confidence 0.8
+
+What the model is less sure of is left out: its mistakes would be learnt. --test_data says what a
+confidence is worth, on recordings with texts: the share kept, and the WER of what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from asr.common.metrics import word_counts
+from asr.corpus.manifest import Utterance, load_dataset, read_manifest, write_manifest
+from asr.measure.evaluation import read_test_data
+from asr.runtime.cli import Parser, describe, guarded, number
+from asr.runtime.files import check_writable
+from asr.runtime.language_model import add_beam_flags, beam_from_flags
+from asr.runtime.recognizer import Recognizer, load
+
+STEPS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # confidences of the printed table
+
+
+def heard(
+    recognizer: Recognizer, utterances: Sequence[Utterance]
+) -> Iterator[tuple[Utterance, str, float]]:
+    """Each utterance that can be read, its text and how sure the model is of it."""
+    for utterance in tqdm(utterances, unit="utt", leave=False, disable=None):
+        try:
+            result = recognizer.transcribe(utterance.audio_filepath)
+        except (ValueError, OSError) as error:
+            print(f"left out: {describe(error)}", file=sys.stderr)
+            continue
+        yield utterance, result.text, result.confidence
+
+
+def show_worth(recognizer: Recognizer, utterances: Sequence[Utterance]) -> None:
+    """Prints, for each of STEPS, the share of speech that is so sure and its WER."""
+    found = list(heard(recognizer, utterances))
+    sure = np.array([confidence for _, _, confidence in found])
+    counts = np.array([word_counts(u.text, text) for u, text, _ in found])
+    durations = np.array([u.duration for u, _, _ in found])
+    print("confidence  speech kept  WER of it")
+    for step in STEPS:
+        kept = sure >= step
+        words = counts[kept, 3].sum()
+        if words:
+            part, errors = durations[kept].sum() / durations.sum(), counts[kept, :3].sum()
+            print(f"{step:10.2f}  {part:11.1%}  {errors / words:9.1%}", flush=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_writable(args.output_path)
+    utterances = [u for path in args.data_dir for u in unlabelled(path)]
+    recognizer = load(args.model_path, args.threads, beam_from_flags(args), min_confidence=0)
+    if args.test_data:
+        show_worth(recognizer, read_test_data(args.test_data, args.limit))
+    kept = [
+        replace(u, text=text)
+        for u, text, confidence in heard(recognizer, utterances[: args.limit or None])
+        if text and confidence >= args.min_confidence
+    ]
+    if not kept:
+        raise ValueError(f"none of the recordings is heard with {args.min_confidence} or more")
+    write_manifest(args.output_path, kept)
+    hours = sum(u.duration for u in kept) / 3600
+    print(f"{len(kept)} of {len(utterances)} recordings, {hours:.2f} h: {args.output_path}")
+    return 0
+
+
+def unlabelled(path: str) -> list[Utterance]:
+    """The utterances of a manifest, or of a folder's train part; their texts are not read."""
+    return read_manifest(path) if Path(path).is_file() else load_dataset(path, "train")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model_path", help="a .pt or .onnx model (default: the English one that ships)")
+    add("--data_dir", required=True, nargs="+", help="manifests of recordings; texts may be empty")
+    add("--output_path", required=True, help="manifest to write: name it train-SOMETHING.json")
+    add("--min_confidence", type=number, default=0.8,
+        help="mean confidence of the words of a recording that is kept (%(default)s)")  # fmt: skip
+    add("--test_data", help="recordings with texts, to see what a confidence is worth")
+    add("--limit", type=int, default=0, help="only the first so many recordings (default: all)")
+    add("--threads", type=int, default=1, help="processor threads (%(default)s)")
+    add_beam_flags(parser)
+    args = parser.parse_args(argv)
+    if not 0 <= args.min_confidence <= 1:
+        parser.error(f"--min_confidence {args.min_confidence} must lie in [0, 1]")
+    if min(args.limit, args.threads) < 0:
+        parser.error("--limit and --threads must be at least 0")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return guarded(lambda: run(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Texts for recordings without any, by a model."""
+
+import asr
+from asr.corpus.manifest import read_manifest, write_manifest
+from scripts.label_speech import main
+from tests.corpus import write_corpus
+
+
+def unlabelled(tmp_path):
+    """A manifest without texts, one of its recordings unreadable; and the one with texts."""
+    data = write_corpus(tmp_path / "data", per_text=1)
+    known = read_manifest(data / "dev.json")
+    path = data / "silent.json"
+    path.write_bytes((data / "dev.json").read_bytes())
+    write_manifest(path, [u.__class__(**{**vars(u), "text": ""}) for u in known])
+    (data / f"{known[0].id}.wav").write_bytes(b"no audio")
+    return path, data / "dev.json"
+
+
+def flags(*given):
+    return [str(flag) for flag in given]
+
+
+def test_recordings_get_the_texts_that_the_model_hears(tiny_checkpoint, tmp_path, capsys):
+    path, known = unlabelled(tmp_path)
+    out = tmp_path / "train-heard.json"
+    assert main(flags("--model_path", tiny_checkpoint, "--data_dir", path, "--output_path", out,
+                      "--min_confidence", 0, "--test_data", known)) == 0  # fmt: skip
+    said = capsys.readouterr()
+    assert "left out: " in said.err
+    assert "confidence  speech kept  WER of it" in said.out
+    recognizer = asr.load(tiny_checkpoint, min_confidence=0)
+    kept = read_manifest(out)
+    expected = [recognizer.transcribe(u.audio_filepath).text for u in read_manifest(path)[1:]]
+    assert kept
+    assert [u.text for u in kept] == [text for text in expected if text]
+
+
+def test_unsure_texts_are_left_out(tiny_checkpoint, tmp_path, capsys):
+    path, _ = unlabelled(tmp_path)
+    out = tmp_path / "train-heard.json"
+    wanted = flags("--model_path", tiny_checkpoint, "--data_dir", path, "--output_path", out)
+    assert main([*wanted, "--min_confidence", "1"]) == 2
+    assert "none of the recordings" in capsys.readouterr().err
+    assert not out.exists()
