@@ -12,15 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asr.corpus.manifest import (
-    Data,
-    ManifestError,
-    Utterance,
-    find_sources,
-    load_splits,
-    places,
-    read_source,
-)
+from asr.corpus.manifest import ManifestError, Utterance
+from asr.corpus.splits import Data, find_sources, load_splits, places, read_source
 from asr.network.checkpoint import Checkpoint
 from asr.training.data import BatchDataset, drop_impossible, plain_batches
 from asr.training.start import trained_on

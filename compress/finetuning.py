@@ -21,7 +21,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from asr.corpus.manifest import Utterance, load_splits
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import load_splits
 from asr.network.checkpoint import Checkpoint, load_checkpoint
 from asr.network.device import autocast
 from asr.network.model import ConformerCTC, Output

@@ -25,7 +25,7 @@ from asr.measure.scores import compare
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
 from asr.runtime.files import write_atomically
-from compress import calibration, core, finetuning, pipeline, report
+from compress import calibration, core, finetuning, pipeline, recipes, report
 from compress.pipeline import Pipeline
 from compress.sensitivity import choose_steps, dev_speech, of_modules, parse_setting, read_scan
 
@@ -68,7 +68,7 @@ def compress(
     options = {name: value for name, value in options.items() if name not in FLAGS}
     if targets != Targets() and not recipe:
         raise ValueError("targets are checked in the report of a --recipe: give one")
-    steps = core.expand(choose(method, recipe, options, (target_size_mb, max_wer_increase)))
+    steps = recipes.expand(choose(method, recipe, options, (target_size_mb, max_wer_increase)))
     if sensitivity and steps:
         raise ValueError("--sensitivity goes with --target_size_mb or --max_wer_increase")
     if dev_data and max_wer_increase is None:
@@ -206,7 +206,7 @@ def choose(
         raise ValueError(f"--{min(options)} goes with --method or into the recipe's steps")
     if mixing:
         return []
-    return core.read_recipe(str(recipe)) if recipe else [core.make_step(method, options)]
+    return recipes.read_recipe(str(recipe)) if recipe else [recipes.make_step(method, options)]
 
 
 def say_unmatched(steps: Sequence[core.Step], model: nn.Module) -> None:
@@ -252,7 +252,7 @@ def load_speech(
     scanning = not steps and found is None
     settings = found["settings"] if found else []
     possible = steps or [parse_setting(text) for text in settings]
-    if not (data or scanning or any(map(core.needs_calibration, possible))):
+    if not (data or scanning or any(map(recipes.needs_calibration, possible))):
         return None
     return calibration.load(checkpoint, data, most=16 if scanning else 96)
 

@@ -25,7 +25,7 @@ from asr.network.checkpoint import Checkpoint
 from asr.training.data import BatchDataset
 from asr.training.dev import transcribe_alone
 from asr.training.start import trained_on
-from compress import core, imitation, packing
+from compress import core, imitation, packing, recipes
 from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
@@ -52,10 +52,10 @@ def parse_setting(text: str, by: str = "module") -> core.Step:
             values[key.strip()] = json.loads(value)
         except ValueError:
             values[key.strip()] = value.strip()
-    step = core.make_step(name, values)
+    step = recipes.make_step(name, values)
     if not isinstance(step.config, core.Selection):
         raise ValueError(f"setting {text!r}: {name} does not change single layers")
-    core.expand([step])  # raises where it cannot do without fine-tuning
+    recipes.expand([step])  # raises where it cannot do without fine-tuning
     if {"include", "exclude"} & values.keys() or step.tuning.fine_tune_epochs:
         raise ValueError(f"setting {text!r}: a scan chooses the layers and does not fine-tune")
     if "size_ratio" in values:
@@ -91,7 +91,7 @@ def scan(
         rows.append(row)
         for text, step in steps.items():
             config = restricted(step, [row]).config
-            heard = calibration if core.needs_calibration(step) else None  # as compress.py will
+            heard = calibration if recipes.needs_calibration(step) else None  # as compress.py will
             try:
                 changed = method(step.method).apply(copy.deepcopy(model), config, heard)
             except core.UnchangedError:

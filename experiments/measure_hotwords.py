@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from asr.common.provenance import command_line, portable_path
-from asr.corpus.manifest import load_dataset
+from asr.corpus.splits import load_dataset
 from asr.corpus.transcripts import read_lines, words_of
 from asr.measure.machine import provenance
 from asr.runtime.audio import read_audio

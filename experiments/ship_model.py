@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
 from asr.runtime.cli import Parser, guarded
-from compress import core
+from compress import core, recipes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,7 +54,7 @@ def is_place(value: Any) -> bool:
 def compressed(checkpoint: Checkpoint, precision: str) -> Checkpoint:
     """A copy quantized to `precision`."""
     own = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-    return core.run(own, [core.make_step("quantization", {"precision": precision})])
+    return core.run(own, [recipes.make_step("quantization", {"precision": precision})])
 
 
 def run(args: argparse.Namespace) -> int:

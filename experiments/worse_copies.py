@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import soundfile
 
-from asr.corpus.manifest import load_dataset, write_manifest
+from asr.corpus.manifest import write_manifest
+from asr.corpus.splits import load_dataset
 from asr.runtime.audio import SAMPLE_RATE, read_audio
 from asr.runtime.cli import Parser, guarded
 from asr.training import rooms

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from asr.common.provenance import command_line, commit, portable_path
-from asr.corpus.manifest import load_splits
+from asr.corpus.splits import load_splits
 from asr.measure.benchmark import RATE, infer_speed, noise, synthetic_speech
 from asr.measure.machine import busy_cores, busy_note, default_threads, describe_machine
 from asr.measure.timing import DEFINITION

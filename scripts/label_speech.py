@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from asr.common.metrics import word_counts
-from asr.corpus.manifest import Utterance, load_dataset, read_manifest, write_manifest
+from asr.corpus.manifest import Utterance, read_manifest, write_manifest
+from asr.corpus.splits import load_dataset
 from asr.measure.evaluation import read_test_data
 from asr.runtime.cli import Parser, describe, guarded, number
 from asr.runtime.files import check_writable

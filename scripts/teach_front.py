@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.common.provenance import commit
-from asr.corpus.manifest import Utterance, load_dataset
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import load_dataset
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.model import (
     ConformerBlock,

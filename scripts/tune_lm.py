@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from asr.common.metrics import error_rates
 from asr.common.provenance import command_line, portable_path
-from asr.corpus.manifest import Utterance, find_sources, load_dataset
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import find_sources, load_dataset
 from asr.measure.machine import default_threads, provenance
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig

@@ -5,7 +5,7 @@ import torch
 
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.runtime.tokenizer import Tokenizer
-from compress import core
+from compress import core, recipes
 from scripts.average_models import main
 from tests.conftest import build_tiny_model
 
@@ -23,7 +23,7 @@ def saved(path, tokenizer=None, **changes):
     checkpoint = Checkpoint(model, tokenizer or Tokenizer.characters(), history=[{"step": "train"}])
     if precision:
         checkpoint = core.run(
-            checkpoint, [core.make_step("quantization", {"precision": precision})]
+            checkpoint, [recipes.make_step("quantization", {"precision": precision})]
         )
     save_checkpoint(path, checkpoint)
     return str(path)

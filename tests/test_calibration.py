@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from asr.corpus.manifest import ManifestError, load_splits
+from asr.corpus.manifest import ManifestError
+from asr.corpus.splits import load_splits
 from asr.network.checkpoint import Checkpoint
 from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig

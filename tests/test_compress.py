@@ -16,8 +16,9 @@ from asr.network.onnx_graph import stored_bytes
 from asr.runtime.config import ModelConfig, preset
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import Batch
-from compress import core, method, methods, report
-from compress.core import Calibration, make_step
+from compress import core, method, methods, recipes, report
+from compress.core import Calibration
+from compress.recipes import make_step
 
 LOSSLESS = {  # options that hardly change the outputs
     "clustering": {"num_clusters": 256},
@@ -321,7 +322,7 @@ TOML = "[[steps]]\nmethod = 'pruning'\nsparsity = 0.5\n[[steps]]\nmethod = 'quan
 def test_recipes(file, text, tmp_path):
     path = tmp_path / file
     path.write_text(text)
-    steps = core.read_recipe(str(path))
+    steps = recipes.read_recipe(str(path))
     assert [step.method for step in steps] == ["pruning", "quantization"]
     assert steps[0].config == method("pruning").Config(sparsity=0.5)
 
@@ -350,7 +351,7 @@ def test_bad_recipes(text, message, tmp_path):
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        core.read_recipe(str(path))
+        recipes.read_recipe(str(path))
 
 
 # what the table says of layers that stay

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asr.common.metrics import error_rates
-from asr.corpus.manifest import load_splits, read_manifest, write_manifest
+from asr.corpus.manifest import read_manifest, write_manifest
+from asr.corpus.splits import load_splits
 from asr.training.dev import Heard
 from asr.training.epochs import full_names
 from asr.training.train_config import TrainConfig

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from asr.corpus.manifest import Utterance, load_splits
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import load_splits
 from asr.runtime.config import FeatureConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.augment import (

@@ -18,7 +18,7 @@ from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
-from compress import core, imitation
+from compress import core, imitation, recipes
 from compress.distillation import cache as caching
 from compress.distillation import training
 from compress.distillation.method import Config, apply
@@ -69,7 +69,7 @@ def build(corpus="nowhere", seed=0, **changes):
 def distilled(checkpoint, folder=None, epochs=1, **options):
     options = {"fine_tune_epochs": epochs, "n_layers": 2, **options}
     return core.run(
-        copy.deepcopy(checkpoint), [core.make_step("distillation", options)], None, folder
+        copy.deepcopy(checkpoint), [recipes.make_step("distillation", options)], None, folder
     )
 
 
@@ -158,14 +158,14 @@ def test_presets_and_intermediate_layers():
 
 def test_pruned_teachers_make_fewer_blocks_but_no_shared_ones():
     pruned = core.run(
-        build(), [core.make_step("pruning", {"pruning_type": "structured", "sparsity": 0.5})]
+        build(), [recipes.make_step("pruning", {"pruning_type": "structured", "sparsity": 0.5})]
     ).model
     student = apply(pruned, Config(n_layers=2))
     assert same(student.blocks[0], pruned.blocks[1])
     for options in ({"share_layers": 1}, {"d_model": 8}):
         with pytest.raises(ValueError, match="blocks differ in shape"):
             apply(pruned, Config(**options))
-    packed = core.run(build(), [core.make_step("quantization", {})]).model
+    packed = core.run(build(), [recipes.make_step("quantization", {})]).model
     with pytest.raises(ValueError, match="distillation comes before clustering and quantization"):
         apply(packed, Config(n_layers=2))
 
@@ -175,7 +175,7 @@ def test_a_student_reloads(tmp_path):
     for number, options in enumerate(({"n_layers": 2}, {"share_layers": 2}, {"d_model": 8})):
         result = core.run(
             copy.deepcopy(checkpoint),
-            [core.make_step("distillation", {"fine_tune_epochs": 0, **options})],
+            [recipes.make_step("distillation", {"fine_tune_epochs": 0, **options})],
         )
         save_checkpoint(tmp_path / f"{number}.pt", result)
         again = load_checkpoint(tmp_path / f"{number}.pt")
@@ -411,7 +411,7 @@ def test_agreement_of_frames_and_texts():
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        core.make_step("distillation", options)
+        recipes.make_step("distillation", options)
 
 
 def test_building_needs_sizes_that_exist():

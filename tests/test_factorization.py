@@ -12,10 +12,11 @@ from asr.runtime.tokenizer import ENGLISH, Tokenizer
 from asr.training.data import Batch
 from compress import allocation
 from compress.calibration import input_moments
-from compress.core import Calibration, UnchangedError, make_step
+from compress.core import Calibration, UnchangedError
 from compress.factorization import method as factorization
 from compress.factorization.method import Config, LowRankLinear, apply
 from compress.quantization import method as quantization
+from compress.recipes import make_step
 
 
 @pytest.fixture

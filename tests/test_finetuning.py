@@ -15,7 +15,7 @@ from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
 from asr.training.loss import ctc_loss
-from compress import calibration, core, finetuning, imitation, registry
+from compress import calibration, core, finetuning, imitation, recipes, registry
 from compress.finetuning import Options
 from compress.pruning import method as pruning
 from compress.pruning import structured
@@ -49,7 +49,7 @@ def checkpoint(corpus):
 
 
 def steps(method="pruning", **options):
-    return [core.make_step(method, {"fine_tune_epochs": 2, **options})]
+    return [recipes.make_step(method, {"fine_tune_epochs": 2, **options})]
 
 
 def zeros(model):
@@ -76,7 +76,7 @@ def test_zeros_stay_and_the_rest_moves(checkpoint, schedule):
 
 
 def test_zeros_of_an_earlier_step_stay(checkpoint):
-    pruned = core.run(checkpoint, [core.make_step("pruning", {"sparsity": 0.4})])
+    pruned = core.run(checkpoint, [recipes.make_step("pruning", {"sparsity": 0.4})])
     zero = {n: m.weight == 0 for n, m in pruned.model.named_modules() if type(m) is nn.Linear}
     result = core.run(pruned, steps("quantization", precision="int4"))
     for name, mask in zero.items():
@@ -239,7 +239,7 @@ def test_other_data_can_be_named(checkpoint, corpus):
 
 
 def test_integer_layers_are_not_fine_tuned(checkpoint):
-    packed = core.run(checkpoint, [core.make_step("quantization", {"include": "blocks.0.*"})])
+    packed = core.run(checkpoint, [recipes.make_step("quantization", {"include": "blocks.0.*"})])
     with pytest.raises(ValueError, match=r"integer layers \(blocks.0.ff1.up\)"):
         core.run(packed, steps(include="blocks.1.*"))
 
@@ -270,8 +270,8 @@ def test_options_out_of_range(options):
 def test_options_without_epochs_are_refused(options):
     for epochs in ({}, {"fine_tune_epochs": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} is for fine-tuning"):
-            core.make_step("pruning", options | epochs)
-    assert core.make_step("pruning", {"fine_tune_epochs": 0}).tuning == Options()
+            recipes.make_step("pruning", options | epochs)
+    assert recipes.make_step("pruning", {"fine_tune_epochs": 0}).tuning == Options()
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

@@ -12,7 +12,7 @@ from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from compress import core
-from compress.core import make_step
+from compress.recipes import make_step
 
 FRAMES = 200
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from asr.corpus.manifest import read_source
+from asr.corpus.splits import read_source
 from asr.runtime import capture
 from asr.runtime.audio import read_audio
 from asr.runtime.recognizer import load

@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.corpus.manifest import (
-    ManifestError,
-    Utterance,
-    find_sources,
-    hold_out,
-    load_dataset,
-    load_splits,
-    normalise,
-    read_librispeech,
-    read_manifest,
-    write_manifest,
-)
+from asr.corpus.librispeech import read_librispeech
+from asr.corpus.manifest import ManifestError, Utterance, normalise, read_manifest, write_manifest
+from asr.corpus.splits import find_sources, hold_out, load_dataset, load_splits
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
 

@@ -11,7 +11,7 @@ import torch
 from asr.measure.final_report import Targets, read_stages
 from asr.network.checkpoint import load_checkpoint, save_checkpoint
 from asr.training.learner import Learner
-from compress import cli, core, pipeline
+from compress import cli, core, pipeline, recipes
 from compress.pruning import method as pruning
 from tests.corpus import write_corpus
 from tests.test_distillation import build, same
@@ -187,12 +187,12 @@ def test_every_stage_is_measured_and_the_report_is_written(source, corpus, tmp_p
 
 
 def test_pruning_in_steps_reaches_what_is_asked():
-    config = core.make_step("pruning", {"sparsity": 0.3, "schedule": "linear", "steps": 3,
+    config = recipes.make_step("pruning", {"sparsity": 0.3, "schedule": "linear", "steps": 3,
                                         "fine_tune_epochs": 7})  # fmt: skip
-    parts = core.expand([config])
+    parts = recipes.expand([config])
     assert [round(p.config.sparsity, 6) for p in parts] == [0.1, 0.2, 0.3]
     assert [p.tuning.fine_tune_epochs for p in parts] == [2, 2, 3]
-    cubic = core.expand([core.make_step("pruning", {
+    cubic = recipes.expand([recipes.make_step("pruning", {
         "sparsity": 0.5, "steps": 2, "pruning_type": "structured", "fine_tune_epochs": 2,
     })])  # fmt: skip
     gone = 1.0
@@ -207,17 +207,17 @@ def test_pruning_in_steps_reaches_what_is_asked():
         ({"steps": 2, "size_ratio": 2.0}, "not with size_ratio"),
     ):
         with pytest.raises(ValueError, match=message):
-            core.make_step("pruning", options)
+            recipes.make_step("pruning", options)
 
 
 @pytest.mark.parametrize("kind", ["unstructured", "structured"])
 def test_pruned_in_steps_as_much_is_gone(kind):
     checkpoint = build(d_model=32, n_layers=2)
-    step = core.make_step("pruning", {
+    step = recipes.make_step("pruning", {
         "sparsity": 0.5, "schedule": "linear", "steps": 2, "pruning_type": kind,
         "fine_tune_epochs": 2,
     })  # fmt: skip
-    for part in core.expand([step]):
+    for part in recipes.expand([step]):
         untrained = core.Step(part.method, part.config)
         checkpoint = core.take(untrained, checkpoint, checkpoint)
     if kind == "structured":

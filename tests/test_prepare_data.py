@@ -19,7 +19,8 @@ import pytest
 import soundfile
 
 from asr.corpus import download, prepare
-from asr.corpus.manifest import find_sources, load_splits, read_manifest
+from asr.corpus.manifest import read_manifest
+from asr.corpus.splits import find_sources, load_splits
 
 main = import_module("scripts.prepare_data").main
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import torch
 import asr
 import compress
 from asr.network.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from compress import core
+from compress import core, recipes
 from compress.cli import parse_args
 from tests.corpus import tone_waveform, write_corpus
 
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_layer(
     with pytest.raises(CheckpointError, match=rf"layer {re.escape(layer)}: 1 of \d+ numbers"):
         asr.export_onnx(tmp_path / "bad.pt", tmp_path / "bad.onnx")
     with pytest.raises(CheckpointError, match=rf"layer {re.escape(layer)}: 1 of \d+ numbers"):
-        core.run(load_checkpoint(tmp_path / "bad.pt"), [core.make_step("quantization", {})])
+        core.run(load_checkpoint(tmp_path / "bad.pt"), [recipes.make_step("quantization", {})])
     assert not (tmp_path / "bad.onnx").exists()
     assert torch.isfinite(load_checkpoint(tiny_checkpoint).model.state_dict()[name]).all()
 

@@ -15,7 +15,7 @@ from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.train import main as train
-from compress import core
+from compress import core, recipes
 from tests.corpus import write_corpus
 
 ALPHABET = "abc"
@@ -40,9 +40,11 @@ def start(tmp_path_factory):
 def test_the_file_says_the_total_factor_and_computes_the_same(start, method, tmp_path):
     steps = {
         "none": [],
-        "int8": [core.make_step("quantization", {"precision": "int8"})],
-        "structured": [core.make_step("pruning", {"pruning_type": "structured", "sparsity": 0.3})],
-        "low_rank": [core.make_step("factorization", {"rank": 4})],
+        "int8": [recipes.make_step("quantization", {"precision": "int8"})],
+        "structured": [
+            recipes.make_step("pruning", {"pruning_type": "structured", "sparsity": 0.3})
+        ],
+        "low_rank": [recipes.make_step("factorization", {"rank": 4})],
     }[method]
     checkpoint = core.run(load_checkpoint(start), steps)
     save_checkpoint(tmp_path / "model.pt", checkpoint)

@@ -18,7 +18,7 @@ from asr.runtime.recognizer import load
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
 from asr.training.dev import transcribe_alone
-from compress import calibration, cli, core, sensitivity
+from compress import calibration, cli, core, recipes, sensitivity
 from compress.factorization import method as factorization
 from compress.report import file_bytes
 from tests.corpus import write_corpus
@@ -70,7 +70,7 @@ def test_every_layer_is_measured_and_the_model_left_alone(checkpoint, found, spe
 def test_the_distance_is_that_of_the_layer_alone(checkpoint, found, speech):
     changed = core.run(
         copy.deepcopy(checkpoint),
-        [core.make_step("quantization", {"precision": "ternary", "ends": "same",
+        [recipes.make_step("quantization", {"precision": "ternary", "ends": "same",
                                          "include": "blocks.1.conv.up"})],
     )  # fmt: skip
     expected = 0.0
@@ -146,7 +146,7 @@ def test_dynamic_int8_is_measured_one_utterance_at_a_time(
 ):
     """As the recogniser does: neighbours and padding would change the scale of the activations."""
     dev = calibration.speech(checkpoint, str(corpus), "dev")
-    step = core.make_step("quantization", {"include": "blocks.1.*"})
+    step = recipes.make_step("quantization", {"include": "blocks.1.*"})
     changed = core.run(copy.deepcopy(checkpoint), [step])
     save_checkpoint(tmp_path / "model.pt", changed)
     recognizer = load(tmp_path / "model.pt", 1, min_confidence=0)

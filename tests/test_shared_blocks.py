@@ -15,7 +15,8 @@ from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import Batch
 from compress import core
 from compress.calibration import input_moments, output_gradients
-from compress.core import Calibration, make_step
+from compress.core import Calibration
+from compress.recipes import make_step
 
 DIMENSIONS = dict(d_model=32, n_heads=2, conv_kernel_size=7, subsampling_channels=16)
 

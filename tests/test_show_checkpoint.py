@@ -10,7 +10,7 @@ from asr.network.checkpoint import Checkpoint, layer_map, load_checkpoint, save_
 from asr.network.model import ConformerCTC, count_parameters
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
-from compress import core
+from compress import core, recipes
 
 show = import_module("scripts.show_checkpoint")
 
@@ -62,7 +62,7 @@ def test_a_float_model(checkpoint, tmp_path, capsys):
 
 
 def test_a_compressed_model(checkpoint, tmp_path, capsys):
-    steps = [core.make_step("quantization", {})]
+    steps = [recipes.make_step("quantization", {})]
     save_checkpoint(tmp_path / "small.pt", core.run(checkpoint, steps))
     assert show.main([str(tmp_path / "small.pt")]) == 0
     text = capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_bad_plans(plan, change, message, tmp_path, capsys):
 
 
 def test_the_shipped_plans_and_recipes_are_read():
-    from compress import core
+    from compress import recipes
 
     folder = run_study.ROOT / "experiments"
     for path in sorted((folder / "studies").glob("*.json")):
@@ -79,4 +79,4 @@ def test_the_shipped_plans_and_recipes_are_read():
         assert len({row["name"] for row in plan["rows"]}) == len(plan["rows"])
     for name in ("distill_prune_quantize", "prune_int8", "distill_fp16", "distill_int8",
                  "factorize_int8", "prune_cluster_entropy"):  # fmt: skip
-        assert core.expand(core.read_recipe(str(folder / "recipes" / f"{name}.json")))
+        assert recipes.expand(recipes.read_recipe(str(folder / "recipes" / f"{name}.json")))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr.corpus.manifest import load_splits
+from asr.corpus.splits import load_splits
 from asr.network.checkpoint import load_checkpoint, save_checkpoint
 from asr.runtime.config import FeatureConfig
 from asr.runtime.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from asr.training.start import start_from, zero_share
 from asr.training.train import main, parse_args
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
-from compress import calibration, core
+from compress import calibration, core, recipes
 from tests.corpus import write_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -220,14 +220,14 @@ def test_a_packed_model_is_not_trained_and_a_pruned_one_is_filled_aloud(corpus, 
         ("quantization", {"precision": "ternary"}), ("clustering", {"num_clusters": 4}),
     ):  # fmt: skip
         checkpoint = load_checkpoint(tmp_path / "float" / "model.pt")
-        save_checkpoint(made, core.run(checkpoint, [core.make_step(method, options)]))
+        save_checkpoint(made, core.run(checkpoint, [recipes.make_step(method, options)]))
         assert main(args) == 2
         error = capsys.readouterr().err
         assert "packed as integers" in error
         assert "float checkpoint that it was made of" in error
         assert not (tmp_path / "run").exists()
     checkpoint = load_checkpoint(tmp_path / "float" / "model.pt")
-    save_checkpoint(made, core.run(checkpoint, [core.make_step("pruning", {"sparsity": 0.5})]))
+    save_checkpoint(made, core.run(checkpoint, [recipes.make_step("pruning", {"sparsity": 0.5})]))
     before = zero_share(load_checkpoint(made).model)
     assert main(args) == 0
     assert f"note: {before:.0%} of the weights in {made} are zero" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.corpus.manifest import read_source
+from asr.corpus.splits import read_source
 from asr.measure.evaluation import spread
 from asr.runtime import words as words_module
 from asr.runtime.audio import read_audio

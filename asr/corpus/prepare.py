@@ -23,14 +23,9 @@ import numpy as np
 
 from asr.corpus import layouts
 from asr.corpus.english import spoken
-from asr.corpus.manifest import (
-    ManifestError,
-    Utterance,
-    find_sources,
-    read_manifest,
-    scan_librispeech,
-    write_manifest,
-)
+from asr.corpus.librispeech import scan_librispeech
+from asr.corpus.manifest import ManifestError, Utterance, read_manifest, write_manifest
+from asr.corpus.splits import find_sources
 from asr.runtime.audio import SAMPLE_RATE, Waveform, audio_duration, read_audio
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import n_frames, subsampled_length

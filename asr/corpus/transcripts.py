@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asr.corpus.manifest import SUFFIXES, find_sources, normalise, read_manifest, scan_librispeech
+from asr.corpus.librispeech import scan_librispeech
+from asr.corpus.manifest import SUFFIXES, normalise, read_manifest
+from asr.corpus.splits import find_sources
 
 KEPT = "'\u200c\u200d"  # apostrophes; joiners, which Persian and Indian words are spelled with
 EXAMPLES = 20  # overlaps that are named, of each kind

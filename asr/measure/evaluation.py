@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from asr.common.provenance import commit, portable_path
-from asr.corpus.manifest import Data, Utterance, find_sources, places, read_source
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import Data, find_sources, places, read_source
 from asr.measure.machine import busy_cores, default_threads, describe_machine
 from asr.measure.scores import align, by_set, compare, describe_utterance, pick, score, unwritable
 from asr.measure.spoken import check_language, spoken

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from asr.corpus.manifest import load_splits, places
+from asr.corpus.splits import load_splits, places
 from asr.network.device import choose_device
 from asr.network.model import count_parameters
 from asr.training.data import FRONT_RATE

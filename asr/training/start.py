@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asr.corpus.manifest import Utterance, places
+from asr.corpus.manifest import Utterance
+from asr.corpus.splits import places
 from asr.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from asr.network.model import ConformerCTC
 from asr.runtime.cli import int_list, yes_no
