@@ -125,6 +125,24 @@ print(json.dumps(peaks))
     assert short < MEMORY
 
 
+@on_linux
+def test_memory_does_not_grow_with_the_lengths_there_were():
+    """The runtime would keep a plan of its memory for each, of 30 kB and more."""
+    code = """
+import json
+import numpy as np
+from asr.runtime.recognizer import load
+recognizer = load(threads=1)
+def grown(lengths):
+    for n in lengths:
+        recognizer.log_probs([np.zeros((n, recognizer.info.features.n_mels), np.float32)])
+    return peak()
+before = grown([200])
+print(json.dumps(grown(range(40, 200)) - before))
+"""
+    assert run_python(PEAK + code) < 1.5e6
+
+
 @pytest.mark.slow
 def test_the_core_installs_alone_and_transcribes_in_any_folder(tmp_path):
     """The wheel holds the English model, which is a link in a checkout."""

@@ -20,7 +20,8 @@ from asr.runtime.vad import FRAMES_PER_SECOND, Detector, Mask, Waveform
 WINDOW, OVERLAP = 25.0, 4.0  # seconds of a piece at most; shared where there is no pause
 CHUNK = 30  # seconds that are judged at once, with as many before and after
 PAUSE = 100  # frames of silence that are left out; a shorter silence stays, at the ends too
-PAD = 30  # frames of a longer silence that stay beside speech
+PAD = 30  # frames of a longer silence that stay beside speech, and on to the grid:
+GRID = 40  # frames; pieces begin and end at multiples, so that a doubtful frame moves no border
 BLIP = 10  # frames: what sounds for so short a time and alone is a click
 SHORT_PAUSE = 10  # frames of quiet within speech that a cut may fall in
 LEAST, REST = 10 * FRAMES_PER_SECOND, 5 * FRAMES_PER_SECOND  # frames before and behind such a cut
@@ -119,8 +120,10 @@ class Cutter:
             quiet = _runs(~self.mask)
             long = quiet[quiet[:, 1] - quiet[:, 0] >= PAUSE]  # none is at the start
             closed = final or len(long) > 0
-            frames = int(long[0, 0]) + PAD if len(long) else len(self.mask)
-            stop = frames * self.hop if len(long) else len(self.waveform)
+            frames, stop = len(self.mask), len(self.waveform)
+            if len(long):
+                frames = self._on_grid(int(long[0, 0]) + PAD + GRID - 1)
+                stop = frames * self.hop
             if not closed and stop < self.window + REST * self.hop:
                 return None
             if stop <= self.window:
@@ -139,8 +142,13 @@ class Cutter:
         speech = self.mask.any()
         silence = int(self.mask.argmax()) if speech else len(self.mask)
         if silence >= PAUSE or not self.joined:
-            self._drop(max(0, silence - PAD) * self.hop)
+            self._drop(max(0, self._on_grid(silence - PAD)) * self.hop)
         return bool(speech)
+
+    def _on_grid(self, frame: int, grid: int = GRID) -> int:
+        """The frame held at the last multiple of `grid` in the recording that is not behind it."""
+        first = self.start // self.hop
+        return (first + frame) // grid * grid - first
 
     def _longest_pause(self, quiet: Frames, frames: int) -> int:
         """The frame in the middle of the longest pause that one may cut in; 0 if there is none."""
@@ -150,7 +158,8 @@ class Cutter:
         if not fits.any():
             return 0
         found = quiet[fits]
-        return int(middle[fits][(found[:, 1] - found[:, 0]).argmax()])
+        best = int(middle[fits][(found[:, 1] - found[:, 0]).argmax()])
+        return self._on_grid(best + SHORT_PAUSE // 2, SHORT_PAUSE)
 
     def _window_length(self, length: int, closed: bool) -> int:
         """Samples of the next of the windows that cover `length`, equal ones if that is all."""
