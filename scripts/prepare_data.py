@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from asr.corpus.download import MD5, URL, download_split
 from asr.corpus.prepare import Rules, name_sources, prepare, summary, write_prepared
+from asr.network.checkpoint import load_checkpoint
 from asr.runtime.cli import Parser, guarded, number
 from asr.runtime.tokenizer import ENGLISH
 
@@ -48,6 +49,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--download_dir", default="./data", help="archives and audio go here (%(default)s)")
     add("--download_url", default=URL, help="a mirror of the archives (%(default)s)")
     add("--keep_archive", action="store_true", help="keep the .tar.gz after unpacking")
+    add(
+        "--model_path",
+        help="the model to be trained further: its letters, capitals and frames are the rules",
+    )
     add("--alphabet", default=ENGLISH, help="letters besides the space (%(default)s)")
     add("--min_duration", type=number, default=0.1, help="seconds (%(default)s)")
     add("--max_duration", type=number, default=35.0, help="seconds (%(default)s)")
@@ -69,8 +74,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("nothing to prepare; give --data_dir PATH or --download NAME")
     if args.num_workers < 1:
         raise ValueError(f"--num_workers {args.num_workers} must be at least 1")
-    rules = Rules(args.alphabet, args.min_duration, args.max_duration, args.subsampling_factor,
-                  args.normalize_text, args.decode)  # fmt: skip
+    tokenizer, factor = None, args.subsampling_factor
+    if args.model_path:
+        if (args.alphabet, factor) != (ENGLISH, 4):
+            raise ValueError("--alphabet and --subsampling_factor are those of --model_path")
+        checkpoint = load_checkpoint(args.model_path)
+        tokenizer, factor = checkpoint.tokenizer, checkpoint.model.config.total_factor
+    rules = Rules(args.alphabet, args.min_duration, args.max_duration, factor,
+                  args.normalize_text, args.decode, tokenizer)  # fmt: skip
     output_dir = Path(args.output_dir)
     sources = name_sources(args.data_dir + [download(name, args) for name in args.download])
     for name, path in sources.items():

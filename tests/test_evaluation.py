@@ -19,8 +19,11 @@ from asr.measure.evaluate import main
 from asr.measure.evaluation import evaluate, read_test_data, spread, transcribe_all
 from asr.measure.scores import compare
 from asr.measure.timing import TimedModel, measure, peak_memory, summarise
+from asr.network.checkpoint import Checkpoint, save_checkpoint
 from asr.runtime.pieces import WINDOW
 from asr.runtime.recognizer import load
+from asr.runtime.tokenizer import Tokenizer
+from tests.conftest import build_tiny_model
 from tests.corpus import tone_waveform, write_corpus
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
@@ -121,6 +124,24 @@ def test_the_result_has_rates_counts_and_texts(models, data):
 
 
 # ---- speed and memory ---------------------------------------------------------------------------
+
+
+def test_capitals_do_not_count_and_are_told(data, tmp_path, capsys):
+    """References are read in lower case; an imported model may write `Hello`."""
+    letters = "abcdefghijklmnopqrstuvwxyz'"
+    results = []
+    for name, alphabet in (("low", letters), ("mixed", letters[:13].upper() + letters[13:])):
+        checkpoint = Checkpoint(build_tiny_model(), Tokenizer(["<blk>", "▁", *alphabet]))
+        save_checkpoint(tmp_path / f"{name}.pt", checkpoint)
+        flags = ["--model_path", str(tmp_path / f"{name}.pt"), "--test_data", str(data)]
+        flags += ["--output_path", str(tmp_path / "r.json"), "--threads", "1", "--no_speed"]
+        assert main(flags) == 0
+        results.append(json.loads((tmp_path / "r.json").read_text()))
+        assert ("capitals are not compared" in capsys.readouterr().out) == (name == "mixed")
+    low, mixed = results
+    assert (low["formatted"], mixed["formatted"]) == (False, True)
+    assert (low["cer"], low["confusions"]) == (mixed["cer"], mixed["confusions"])
+    assert mixed["unwritable"] == {}
 
 
 def test_speed_is_measured_in_a_process_of_its_own(models, data):

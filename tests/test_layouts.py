@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
 
+from asr.corpus import prepare
 from asr.corpus.english import spoken
-from asr.corpus.manifest import read_manifest
+from asr.corpus.manifest import ManifestError, read_manifest
+from asr.network.checkpoint import Checkpoint, save_checkpoint
+from asr.runtime.tokenizer import Tokenizer
+from tests.conftest import build_tiny_model
 from tests.test_prepare_data import write_audio
 
 main = import_module("scripts.prepare_data").main
@@ -68,6 +74,40 @@ def test_what_people_have_is_read(layout, tmp_path, capsys):
     assert all(u.duration == pytest.approx(1.0) for u in read_manifest(manifest))
     if layout is pairs:
         assert "1 no transcript: three" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", [table, pairs, nemo])
+def test_texts_are_as_the_model_that_learns_them_writes(layout, tmp_path, capsys):
+    """With their capitals and signs, for a model that has such tokens."""
+    tokens = ["<blk>", "▁Yes", "▁", ",", *"yesirNo", "▁no", "▁sir"]  # and no way to cut a text
+    model = build_tiny_model(vocab_size=len(tokens), subsampling_factor=8)
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(model, Tokenizer(tokens)))
+    source, _ = layout(tmp_path / "corpus")
+    arguments = ["--data_dir", source, "--output_dir", tmp_path / "out", "--model_path"]
+    assert main([str(a) for a in [*arguments, tmp_path / "model.pt"]]) == 2
+    assert "pieces of words" in capsys.readouterr().err
+    tokens = ["<blk>", "▁", *dict.fromkeys("yesirnYN,o")]
+    model = build_tiny_model(vocab_size=len(tokens), subsampling_factor=8)
+    save_checkpoint(tmp_path / "model.pt", Checkpoint(model, Tokenizer(tokens)))
+    assert main([str(a) for a in [*arguments, tmp_path / "model.pt"]]) == 0
+    (manifest,) = (tmp_path / "out").glob("*.json")
+    expected = {"one": "yes, sir", "two": "no"} if layout is table else {"one": "Yes", "two": "No"}
+    assert {u.id: u.written for u in read_manifest(manifest)} == expected
+    assert main([str(a) for a in [*arguments, tmp_path / "model.pt", "--alphabet", "ab"]]) == 2
+    assert "--model_path" in capsys.readouterr().err
+
+
+def test_frames_are_counted_in_the_models_tokens(tmp_path):
+    """A second is 13 frames at 8x: 23 letters do not fit, eight pieces of them do."""
+    texts = [" ".join(random.Random(n).choices(["ab", "cd", "ef"], k=12)) for n in range(50)]
+    write_audio(tmp_path / "corpus" / "one.wav")
+    (tmp_path / "corpus" / "one.txt").write_text("ab cd ef ab cd ef ab cd")
+    rules = prepare.Rules(subsampling_factor=8)
+    with pytest.raises(ManifestError, match="text longer than the frames"):
+        prepare.prepare("x", tmp_path / "corpus", rules)
+    rules = replace(rules, tokenizer=Tokenizer.bpe(texts, 12))
+    (kept,) = prepare.prepare("x", tmp_path / "corpus", rules).utterances
+    assert kept.text == "ab cd ef ab cd ef ab cd"
 
 
 def test_a_table_without_the_columns_says_which(tmp_path, capsys):

@@ -59,6 +59,16 @@ def test_a_phrase_brings_its_bonus_when_it_is_whole(text, expected):
     assert total(Hotwords(phrases), text) == pytest.approx(expected)
 
 
+def test_capitals_and_punctuation_hide_no_hotword():
+    """Imported models write `Paris.` where somebody listens for `paris`, or the other way round."""
+    hotwords = Hotwords({("New", "york"): 2.0, ("की",): 1.0})
+    assert total(hotwords, "new York, is NEW “ York.") == pytest.approx(8)
+    assert total(hotwords, "का") == 0
+    assert hotwords.ahead("Yo") == hotwords.ahead("yo") == pytest.approx(1)
+    tokens = ["<blk>", *"▁NYnewyork"]
+    assert read_phrases("New york, ny", tokens) == {("New", "york"): 10.0, ("ny",): 10.0}
+
+
 def test_a_phrase_is_lent_its_bonus_on_the_way():
     hotwords = Hotwords({("new", "york"): 2.0})
     score, state = hotwords.score(hotwords.start(), "new")

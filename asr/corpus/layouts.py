@@ -1,7 +1,7 @@
 """Speech data as people have it: Common Voice, tables, folders of audio with texts, Kaldi folders.
 
-Each reader yields `Found`: where the audio lies, its text, None where it has none, and what else is
-said of it. Whether the audio is good is for `asr.corpus.prepare` to see.
+Each reader yields `Found`: where the audio lies, its text as it is written, None where it has none,
+and what else is said of it. Whether the audio is good is for `asr.corpus.prepare` to see.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asr.corpus.manifest import ManifestError, normalise
+from asr.corpus.manifest import ManifestError, tidy
 from asr.runtime.audio import EXTENSIONS
 
 TABLES = (".csv", ".tsv")
@@ -69,7 +69,7 @@ def read_table(path: Path, folders: tuple[str, ...] = ("",)) -> Iterator[Found]:
         for row in rows:
             name = (row[audio] or "").strip()
             place = find_audio(path.parent, name, folders)
-            said = None if row[text] is None else normalise(row[text])
+            said = None if row[text] is None else tidy(row[text])
             yield Found(place, said, (row.get(speaker or "") or "")[:16], Path(name).stem)
 
 
@@ -107,7 +107,7 @@ def read_kaldi(path: Path) -> Iterator[Found]:
             raise ManifestError(f"{path / 'wav.scp'}: {id} is a command; write its audio to a file")
         text = texts.get(id)
         where = find_audio(path, place, ("",))
-        yield Found(where, None if text is None else normalise(text), speakers.get(id, ""), id)
+        yield Found(where, None if text is None else tidy(text), speakers.get(id, ""), id)
 
 
 def pair(line: str) -> tuple[str, str]:
@@ -124,12 +124,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path, keep: bool = False) -> str:
-    """A text file, normalised or kept as it is; ManifestError where it is not UTF-8."""
+    """A text file, tidied or kept as it is; ManifestError where it is not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    return text if keep else normalise(text)
+    return text if keep else tidy(text)
 
 
 def find_audio(base: Path, name: str, folders: tuple[str, ...]) -> str:

@@ -18,20 +18,28 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from asr.corpus import layouts
 from asr.corpus.english import spoken
 from asr.corpus.librispeech import scan_librispeech
-from asr.corpus.manifest import ManifestError, Utterance, read_manifest, write_manifest
+from asr.corpus.manifest import (
+    ManifestError,
+    Utterance,
+    normalise,
+    read_manifest,
+    tidy,
+    write_manifest,
+)
 from asr.corpus.splits import find_sources
 from asr.runtime.audio import SAMPLE_RATE, Waveform, audio_duration, read_audio
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import n_frames, subsampled_length
 from asr.runtime.files import write_atomically
 from asr.runtime.sources import AudioError
-from asr.runtime.tokenizer import ENGLISH
+from asr.runtime.tokenizer import ENGLISH, SPACE, Tokenizer
 
 OUTSIDE = "characters outside the alphabet"
 
@@ -40,7 +48,11 @@ Track = Callable[[Iterable["Utterance | LeftOut"], int], Iterable["Utterance | L
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept; durations in seconds."""
+    """What is kept; durations in seconds.
+
+    With the `tokenizer` of a model that is to be trained further, its letters count in place of the
+    alphabet, and texts keep their capitals if it writes them.
+    """
 
     alphabet: str = ENGLISH
     min_duration: float = 0.1
@@ -48,6 +60,7 @@ class Rules:
     subsampling_factor: int = 4
     normalize_text: str = ""  # "en": numbers, abbreviations and signs as English words
     decode: bool = False  # read all samples, so that damage behind the header is found
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         if self.normalize_text not in ("", "en"):
@@ -60,6 +73,25 @@ class Rules:
             )
         if self.subsampling_factor not in (2, 4, 8):
             raise ValueError(f"subsampling_factor {self.subsampling_factor} is not 2, 4 or 8")
+        if self.tokenizer is not None:
+            self.tokenizer.encode("")  # a ValueError for tokens that no text can be cut into
+
+    @property
+    def letters(self) -> set[str]:
+        """What texts may consist of besides the space."""
+        if self.tokenizer is None:
+            return set(self.alphabet)
+        return set("".join(t for t in self.tokenizer.tokens if t[0] != "<")) - {SPACE}
+
+    def written(self, text: str) -> str:
+        """A text as it is learned."""
+        if self.normalize_text:
+            return spoken(normalise(text))
+        return tidy(text) if self.tokenizer and self.tokenizer.formatted else normalise(text)
+
+    def symbols(self, text: str) -> Sequence[Any]:
+        """The tokens of a text, one or more output frames each; ValueError if there are none."""
+        return text if self.tokenizer is None else self.tokenizer.encode(text)
 
 
 @dataclass(frozen=True)
@@ -195,9 +227,9 @@ def histogram(title: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float6
     return lines
 
 
-def needed_frames(text: str) -> int:
-    """Output frames that CTC needs for a text in characters: one each, and one between equals."""
-    return len(text) + sum(a == b for a, b in pairwise(text))
+def needed_frames(symbols: Sequence[Any]) -> int:
+    """Output frames that CTC needs for characters or tokens: one each, and one between equals."""
+    return len(symbols) + sum(a == b for a, b in pairwise(symbols))
 
 
 def output_frames(duration: float, subsampling_factor: int = 4) -> int:
@@ -214,16 +246,16 @@ class _Entry:
 
 
 def _entries(source: Path, rules: Rules) -> Iterator[_Entry]:
-    say = spoken if rules.normalize_text else str
     reader = layouts.reader_of(source)
     if reader is None and not source.is_dir():
         for u in read_manifest(source, measured=False):
-            yield _Entry(replace(u, text=say(u.text)))
+            yield _Entry(replace(u, text=rules.written(u.written)))
         return
     found: Iterable[layouts.Found] = reader(source) if reader else librispeech(source)
     for audio, text, speaker, id in found:
         path = os.path.abspath(audio) if audio else ""
-        yield _Entry(Utterance(path, 0.0, say(text or ""), speaker, id), text is not None)
+        said = rules.written(text or "")
+        yield _Entry(Utterance(path, 0.0, said, speaker, id), text is not None)
 
 
 def librispeech(source: Path) -> Iterator[layouts.Found]:
@@ -245,8 +277,12 @@ def _check(entry: _Entry, target: Path | None, rules: Rules) -> Utterance | Left
         return out("no transcript")
     if not u.text:
         return out("empty text")
-    if unknown := sorted(set(u.text) - set(rules.alphabet) - {" "}):
+    if unknown := sorted(set(u.text) - rules.letters - {" "}):
         return out(OUTSIDE, " ".join(unknown))
+    try:
+        symbols = rules.symbols(u.text)
+    except ValueError:  # letters that stand in no piece of their own
+        return out(OUTSIDE)
     try:
         duration = audio_duration(u.audio_filepath)
         waveform = read_audio(u.audio_filepath) if rules.decode or target else None
@@ -256,7 +292,7 @@ def _check(entry: _Entry, target: Path | None, rules: Rules) -> Utterance | Left
         duration = len(waveform) / SAMPLE_RATE
     if not rules.min_duration <= duration <= rules.max_duration:
         return out("duration out of range", f"{duration:.2f} s")
-    frames, needed = output_frames(duration, rules.subsampling_factor), needed_frames(u.text)
+    frames, needed = output_frames(duration, rules.subsampling_factor), needed_frames(symbols)
     if needed > frames:
         return out("text longer than the frames", f"{needed} needed, {frames} there")
     if target and waveform is not None:

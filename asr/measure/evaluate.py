@@ -121,6 +121,11 @@ def report(result: dict[str, Any]) -> str:
         )
         if not result.get("normalized"):
             lines.append("  --normalize leaves out punctuation and turns numbers into words")
+    if result.get("formatted") and not result.get("normalized"):
+        lines.append(
+            "note: this model writes capitals and punctuation; capitals are not compared, "
+            "punctuation is: --normalize compares words alone"
+        )
     if result["worst"]:
         lines.append("worst utterances")
     for row in result["worst"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asr.common.provenance import commit, portable_path
-from asr.corpus.manifest import Utterance
+from asr.corpus.manifest import Utterance, normalise
 from asr.corpus.splits import Data, find_sources, places, read_source
 from asr.measure.machine import busy_cores, default_threads, describe_machine
 from asr.measure.scores import align, by_set, compare, describe_utterance, pick, score, unwritable
@@ -23,6 +23,7 @@ from asr.runtime.batches import transcribe_many
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import describe
 from asr.runtime.recognizer import Recognizer, load
+from asr.runtime.tokenizer import Tokenizer
 
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
 
@@ -36,7 +37,8 @@ def evaluate(
 
     Recordings that cannot be read are `failed` (their `index`, `id`, `error`) and do not count.
     `unwritable` has the characters of the references that the model cannot write, and in how many
-    they stand. With a `language` texts are compared as they are `spoken` in it.
+    they stand. A model may be `formatted`, write capitals and punctuation: its capitals are not
+    compared. With a `language` texts are compared as they are `spoken` in it.
 
     `threads` 0 means `default_threads`. Speed, `latency_*` in seconds, and `peak_rss` in bytes are
     those of one thread; `speed` has them for one thread and for `threads`. Decoding is greedy
@@ -55,11 +57,15 @@ def evaluate(
         raise ValueError(f"no recording can be read; the first: {failed[0]['error']}")
     utterances = [u for u, text in zip(utterances, found, strict=True) if isinstance(text, str)]
     texts = [text for text in found if isinstance(text, str)]
+    formatted = Tokenizer(recognizer.info.tokens).formatted
     if language:
         utterances = [replace(u, text=spoken(u.text, language)) for u in utterances]
         texts = [spoken(text, language) for text in texts]
+    elif formatted:
+        texts = [normalise(text) for text in texts]  # as references are read
     result = score(utterances, texts, seed)
     result |= {"failed": failed, "unwritable": unwritable(utterances, recognizer.info.tokens)}
+    result["formatted"] = formatted
     result |= {"bytes": os.path.getsize(model_path), "params": recognizer.info.parameters}
     if recognizer.info.history:
         result["made_by"] = [made_by(entry) for entry in recognizer.info.history]

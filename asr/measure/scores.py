@@ -49,7 +49,8 @@ def score(utterances: Sequence[Utterance], texts: Sequence[str], seed: int = 0) 
 
 def unwritable(utterances: Sequence[Utterance], tokens: Sequence[str]) -> dict[str, int]:
     """The characters of the texts that no token has, and in how many texts, the most first."""
-    known = set("".join(tokens[1:])) - {SPACE} | {" "}
+    letters = "".join(tokens[1:])
+    known = set(letters + letters.lower()) - {SPACE} | {" "}  # references are in lower case
     counts = Counter(c for u in utterances for c in set(u.text) - known)
     return {name_character(c): n for c, n in counts.most_common()}
 

@@ -29,12 +29,14 @@ class Hotwords:
     """Adds a bonus for every word of a phrase that is said whole, to another scorer or to none.
 
     What a phrase has got so far is lent: it is taken back where the text goes on otherwise (as in
-    k2's context graphs). A beginning of a word is promised its part, for pruning.
+    k2's context graphs). A beginning of a word is promised its part, for pruning. Capitals, and
+    punctuation around a word, make no difference.
     """
 
     def __init__(self, phrases: dict[Phrase, float], scorer: WordScorer | None = None) -> None:
         """`phrases` with the bonus that each of their words brings."""
         self._scorer = scorer
+        phrases = {tuple(map(bare, phrase)): bonus for phrase, bonus in phrases.items()}
         self._whole = {phrase: bonus * len(phrase) for phrase, bonus in phrases.items()}
         self._lent: dict[Phrase, float] = {(): 0.0}  # for the beginnings of phrases
         self._promised: dict[str, float] = {}  # for the beginnings of words
@@ -52,6 +54,8 @@ class Hotwords:
     def score(self, state: Any, word: str) -> tuple[float, Any]:
         begun, inner = state
         score, inner = self._scorer.score(inner, word) if self._scorer else (0.0, None)
+        if not (word := bare(word)):  # a sign that stands alone
+            return score, (begun, inner)
         text = (*begun, word)
         ends = [text[i:] for i in range(len(text) + 1)]  # the longest first, () last
         after = next(end for end in ends if end in self._lent)
@@ -64,7 +68,15 @@ class Hotwords:
 
     def ahead(self, prefix: str) -> float:
         other = self._scorer.ahead(prefix) if self._scorer else 0.0
-        return other + self._promised.get(prefix, 0.0)
+        return other + self._promised.get(bare(prefix), 0.0)
+
+
+def bare(word: str) -> str:
+    """A word in lower case without the punctuation around it; "" for a sign alone."""
+    low = word.lower()
+    if low.isalpha():
+        return low
+    return low.strip("".join(c for c in low if c != "'" and unicodedata.category(c)[0] in "PS"))
 
 
 class Grammar:
