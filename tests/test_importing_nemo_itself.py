@@ -25,3 +25,13 @@ def test_nemos_own_models_are_met(folder, name):
     assert row["log_probs"] < check_nemo.TOLERANCE, row
     assert row["same_tokens"]
     assert row["spread"] > 0.1  # numbers that could be told apart
+
+
+def test_other_runtimes_read_the_same_from_our_export_as_from_nemos(folder):
+    pytest.importorskip("sherpa_onnx")
+    pytest.importorskip("onnx_asr")
+    from experiments.importing.runtimes import compare_exports
+
+    for row in compare_exports(folder, check_nemo.EXPORTED):
+        assert row["same_tokens"], row
+        assert row["tokens"] > 3

@@ -34,7 +34,7 @@ from asr.runtime.files import check_writable, write_json
 TOLERANCE = 1e-4  # of log-probabilities
 SEED = 0
 TOKENS, FRAMES = 40, 203
-ENCODER = {  # NeMo's names
+ENCODER: dict[str, Any] = {  # NeMo's names
     "feat_in": 80, "n_layers": 3, "d_model": 32, "n_heads": 4, "conv_kernel_size": 9,
     "subsampling": "dw_striding", "subsampling_factor": 8, "subsampling_conv_channels": 12,
 }  # fmt: skip

@@ -4,7 +4,7 @@
 
 FOLDER/audio.npy is a waveform (N,) at 16 kHz. Of each kind of model NAME.nemo is written by NeMo's
 own save_to, and NAME.npz with its features (T, n_mels) and log-probabilities (T', V + 1), blank
-last. How NeMo is installed without CUDA packages:
+last; one is exported to NAME.onnx as well. How NeMo is installed without CUDA packages:
 
     pip install torch==2.13.0 hydra-core==1.3.2 omegaconf==2.3.0 lightning==2.4.0 torchmetrics
       "huggingface_hub<1" wrapt ruamel.yaml braceexpand editdistance einops "jiwer<4"
@@ -19,7 +19,9 @@ last. How NeMo is installed without CUDA packages:
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -31,11 +33,11 @@ from omegaconf import OmegaConf
 ASR = "nemo.collections.asr.modules."
 ENGLISH = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HINDI = "".join(map(chr, range(0x0905, 0x093A)))
-FAST = {
+FAST: dict[str, Any] = {
     "d_model": 32, "n_heads": 4, "subsampling": "dw_striding", "subsampling_factor": 8,
     "subsampling_conv_channels": 12, "conv_kernel_size": 9,
 }  # fmt: skip
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "d_model": 24, "n_heads": 2, "subsampling": "striding", "subsampling_factor": 4,
     "subsampling_conv_channels": 24, "conv_kernel_size": 31,
 }  # fmt: skip
@@ -57,7 +59,7 @@ def tokenizer(folder: Path, letters: str, size: int) -> dict[str, str]:
     return {"dir": str(folder), "type": "bpe"}
 
 
-def settings(encoder: dict, mels: int = 80) -> dict:
+def settings(encoder: dict[str, Any], mels: int = 80) -> dict[str, Any]:
     """What all models have."""
     width = encoder["d_model"]
     ctc = {"_target_": ASR + "ConvASRDecoder", "feat_in": width, "num_classes": -1,
@@ -78,7 +80,7 @@ def settings(encoder: dict, mels: int = 80) -> dict:
     }  # fmt: skip
 
 
-def characters(folder: Path) -> torch.nn.Module:
+def characters(folder: Path) -> Any:
     """Letters, capitals and signs."""
     config = settings(PLAIN)
     labels = [" ", *ENGLISH, *"'.,?"]
@@ -87,13 +89,13 @@ def characters(folder: Path) -> torch.nn.Module:
     return models.EncDecCTCModel(cfg=OmegaConf.create(config))
 
 
-def pieces(folder: Path) -> torch.nn.Module:
+def pieces(folder: Path) -> Any:
     """FastConformer with BPE pieces."""
     config = settings(FAST) | {"tokenizer": tokenizer(folder / "pieces", ENGLISH, 128)}
     return models.EncDecCTCModelBPE(cfg=OmegaConf.create(config))
 
 
-def hybrid(folder: Path) -> torch.nn.Module:
+def hybrid(folder: Path) -> Any:
     """A transducer with a CTC branch, 128 mels."""
     config = settings(FAST, 128) | {"tokenizer": tokenizer(folder / "hybrid", ENGLISH, 96)}
     width = FAST["d_model"]
@@ -111,14 +113,14 @@ def hybrid(folder: Path) -> torch.nn.Module:
     return models.EncDecHybridRNNTCTCBPEModel(cfg=OmegaConf.create(config))
 
 
-def languages(folder: Path) -> torch.nn.Module:
+def languages(folder: Path) -> Any:
     """Two languages, each with its own pieces, in one output layer."""
     langs = {"en": tokenizer(folder / "en", ENGLISH, 90), "hi": tokenizer(folder / "hi", HINDI, 80)}
     config = settings(PLAIN) | {"tokenizer": {"type": "agg", "langs": langs}}
     return models.EncDecCTCModelBPE(cfg=OmegaConf.create(config))
 
 
-def randomise(model: torch.nn.Module) -> None:
+def randomise(model: Any) -> None:
     """Weights and statistics that make every part of the model felt."""
     torch.manual_seed(0)
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
@@ -130,7 +132,7 @@ def randomise(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(x)
 
 
-def numbers(model: torch.nn.Module, audio: np.ndarray) -> dict[str, np.ndarray]:
+def numbers(model: Any, audio: Any) -> dict[str, Any]:
     """What the model makes of a waveform (N,): features and log-probabilities."""
     signal, length = torch.from_numpy(audio)[None], torch.tensor([len(audio)])
     with torch.inference_mode():
@@ -143,12 +145,15 @@ def numbers(model: torch.nn.Module, audio: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main(folder: Path) -> None:
+    torch.onnx.export = partial(torch.onnx.export, dynamo=False)  # the exporter NeMo was made for
     audio = np.load(folder / "audio.npy")
     for build in (characters, pieces, hybrid, languages):
         model = build(folder).eval()
         randomise(model)
         np.savez(folder / f"{build.__name__}.npz", **numbers(model, audio))
         model.save_to(str(folder / f"{build.__name__}.nemo"))
+        if build is pieces:
+            model.export(str(folder / "pieces.onnx"))
     (folder / "version.txt").write_text(__version__)
 
 
