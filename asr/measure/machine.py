@@ -59,7 +59,7 @@ def default_threads() -> int:
 
     Threads that compute together wait for the last of them, spinning. Where one is kept from its
     core by other work, all stand still: with as many threads as cores, on two that were shared,
-    int8 took 1.3 (ONNX Runtime) to over 10 (PyTorch) times as long as with one thread
+    int8 took a tenth longer (ONNX Runtime) or over ten times as long (PyTorch)
     (experiments/speed/threads.json, threads_onnx.json). A core left free costs the share of one.
     """
     return max(1, usable_cores() - max(1, round(busy_cores())))
