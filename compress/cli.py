@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from asr.measure.final_report import add_targets
+from asr.network.processes import process_group
 from asr.runtime.cli import Parser, add_flag, add_flags, guarded, number
-from asr.training.run import process_group
 from compress import finetuning
 from compress.registry import methods
 from compress.run import CHECKPOINT, REPORT, compress

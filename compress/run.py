@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from asr.common.provenance import command_line, commit, portable_path
@@ -24,6 +23,7 @@ from asr.measure.machine import default_threads
 from asr.measure.scores import compare
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.export import to_onnx
+from asr.network.processes import is_first
 from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, pipeline, recipes, report
 from compress.pipeline import Pipeline
@@ -82,7 +82,7 @@ def compress(
     source, folder = Path(model_path), Path(output_dir or "")
     if not dry_run and not recipe:
         check_output(folder, source)
-    first = not dist.is_initialized() or dist.get_rank() == 0  # the process that writes and speaks
+    first = is_first()
     command = command_line("compress.py", as_flags(given))
     checkpoint = load_checkpoint(source)
     tests = read_test_data(test_data) if test_data else []

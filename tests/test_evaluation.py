@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from asr.runtime.recognizer import load
 from asr.runtime.tokenizer import Tokenizer
 from tests.conftest import build_tiny_model
 from tests.corpus import tone_waveform, write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CORPORA = Path(os.environ.get("ASR_CORPORA", Path(__file__).parents[1] / ".." / "shared"))
 
@@ -441,3 +444,22 @@ def test_real_speech(models):
     result = evaluate(models["onnx"], utterances, threads=1, measure_latency=False)
     assert result["words"] == sum(len(u.text.split()) for u in utterances)
     assert len(result["utterances"]) == 4
+
+
+def test_two_processes_hear_what_one_hears(tiny_checkpoint, tmp_path):
+    data = write_corpus(tmp_path / "data", per_text=1) / "dev.json"
+    flags = ["--model_path", tiny_checkpoint, "--test_data", data, "--no_speed", "--threads", 1]
+    assert main([*map(str, flags), "--output_path", str(tmp_path / "one.json")]) == 0
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "evaluate.py", *flags, "--output_path", tmp_path / "two.json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("WER") == 1  # only the first process speaks
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert two["utterances"] == one["utterances"]
+    assert len(one["utterances"]) > 2

@@ -209,6 +209,21 @@ def test_recordings_are_held_out(speaker):
     assert "speakers unknown" in note
 
 
+def test_one_person_may_be_in_both(tmp_path):
+    for name, words in (("train", "abc"), ("dev", "xyz")):
+        own = {"duration": 1, "speaker": "me"}
+        lines = (json.dumps({"audio_filepath": f"{w}.wav", "text": w} | own) for w in words)
+        (tmp_path / f"{name}.json").write_text("\n".join(lines))
+    splits = load_splits(tmp_path)
+    assert (len(splits.train), len(splits.dev)) == (3, 3)
+    assert "me alone speaks" in splits.notes[0]
+    other = {"audio_filepath": "o.wav", "duration": 1, "text": "o", "speaker": "other"}
+    with open(tmp_path / "train.json", "a") as file:
+        file.write("\n" + json.dumps(other))
+    with pytest.raises(ManifestError, match="both in train"):
+        load_splits(tmp_path)
+
+
 def test_at_least_one_is_held_out():
     train, dev, _ = hold_out([Utterance("/a.wav", 1, "x", "1"), Utterance("/b.wav", 1, "x", "2")])
     assert (len(train), len(dev)) == (1, 1)

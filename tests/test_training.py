@@ -22,6 +22,7 @@ from asr.runtime.tokenizer import Tokenizer
 from asr.training import learner
 from asr.training.data import BatchDataset
 from asr.training.epochs import Epochs
+from asr.training.learner import Learner
 from asr.training.optim import AveragedModel, learning_rate_at
 from asr.training.start import start_from, zero_share
 from asr.training.train import main, parse_args
@@ -134,6 +135,42 @@ def test_not_finite_steps_are_skipped_and_counted(corpus, tmp_path, monkeypatch)
     assert all(torch.isfinite(x).all() for x in weights(tmp_path).values())
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "--batch_seconds"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), "--batch_seconds"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--shm-size"),
+    ],
+)
+def test_running_out_of_memory_keeps_the_state(
+    corpus, tmp_path, monkeypatch, capsys, error, advice
+):
+    plain = Learner.train_step
+
+    def short_of_memory(self, *args):
+        if self.step == 2:
+            raise error
+        return plain(self, *args)
+
+    more = ["--epochs", "1", "--precision", "float32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "train_step", short_of_memory)
+        assert main(flags(corpus, tmp_path, *more)) == 2
+    said = capsys.readouterr().err.strip()
+    assert advice in said
+    assert "\n" not in said
+    assert load_checkpoint(tmp_path / "last.pt").training["step"] == 2
+    assert main([*flags(corpus, tmp_path, *more), "--batch_seconds", "3", "--resume"]) == 0
+    assert "other batches than before: epoch 1 begins again" in capsys.readouterr().out
+
+
+def test_devices_without_a_ctc_loss_are_refused(corpus, tmp_path, capsys):
+    assert main(flags(corpus, tmp_path, "--device", "mps")) == 2
+    assert "--device mps: not supported" in capsys.readouterr().err
+    assert not tmp_path.joinpath("last.pt").exists()
 
 
 def test_two_processes_give_the_loss_of_one(corpus, tmp_path):

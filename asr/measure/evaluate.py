@@ -4,17 +4,18 @@
 
 Accuracy is corpus WER and CER with bootstrap intervals, from exactly the texts that transcribe.py
 writes with --min_confidence 0. Speed and memory are measured in a separate pass, in processes of
-their own (`timing`).
+their own (`timing`). Under torchrun each process reads a part of the recordings.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from asr.common.provenance import command_line
-from asr.measure.evaluation import evaluate_data
+from asr.measure.evaluation import Share, alone, evaluate_data
 from asr.measure.machine import busy_note
 from asr.measure.timing import DEFINITION
 from asr.runtime.cli import Parser, guarded
@@ -56,13 +57,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return measure(args)
+    from asr.network import processes  # torch, which an .onnx does without
+
+    with processes.process_group("cpu"):
+        return measure(args, processes.share, processes.is_first())
+
+
+def measure(args: argparse.Namespace, share: Share = alone, first: bool = True) -> int:
+    """Measures, prints and writes; a process that is not the first does its share of the texts."""
     if args.output_file:
         check_writable(args.output_file)
     result = evaluate_data(
         args.model_path, args.test_data, batch_size=args.batch_size, threads=args.threads,
-        limit=args.limit, seed=args.seed, speed=not args.no_speed, beam=beam_from_flags(args),
-        other=args.compare, normalize=args.normalize,
+        limit=args.limit, seed=args.seed, speed=first and not args.no_speed,
+        beam=beam_from_flags(args), other=args.compare, normalize=args.normalize, share=share,
     )  # fmt: skip
+    if not first:
+        return 0
     texts = [report(result)]
     busy = result["machine"]["load_before"]
     if not args.no_speed and busy_note(busy):

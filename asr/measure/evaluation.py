@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,19 @@ from asr.runtime.recognizer import Recognizer, load
 from asr.runtime.tokenizer import Tokenizer
 
 TIMED = 40  # utterances of the speed sample, spread evenly over the durations
+Texts = list[str | Exception]  # what was heard, or why a recording cannot be read
+Share = Callable[[Sequence[int], Callable[[Sequence[int]], Texts]], Texts]  # see network.processes
+
+
+def alone(numbers: Sequence[int], read: Callable[[Sequence[int]], Texts]) -> Texts:
+    """All the work by this process."""
+    return read(numbers)
 
 
 def evaluate(
     model_path: str | Path, utterances: Sequence[Utterance], batch_size: int = 8,
     threads: int = 0, measure_latency: bool = True, seed: int = 0, beam: BeamConfig | None = None,
-    language: str = "",
+    language: str = "", share: Share = alone,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a model file on utterances; the keys are those of the result file, JSON types.
 
@@ -42,13 +49,13 @@ def evaluate(
 
     `threads` 0 means `default_threads`. Speed, `latency_*` in seconds, and `peak_rss` in bytes are
     those of one thread; `speed` has them for one thread and for `threads`. Decoding is greedy
-    without `beam`. Raises ValueError.
+    without `beam`. `share` may divide the recordings between processes. Raises ValueError.
     """
     if not utterances:
         raise ValueError("no utterances to evaluate on")
     threads = threads or default_threads()
     recognizer = load(model_path, threads, beam, min_confidence=0)
-    found = transcribe_all(recognizer, utterances, batch_size)
+    found = transcribe_all(recognizer, utterances, batch_size, share)
     failed = [
         {"index": i, "id": utterances[i].id, "error": describe(text)}
         for i, text in enumerate(found) if isinstance(text, Exception)
@@ -90,7 +97,7 @@ def measure_speed(
 def evaluate_data(
     model_path: str | Path, data: Data, *, batch_size: int = 8, threads: int = 0, limit: int = 0,
     seed: int = 0, speed: bool = True, beam: BeamConfig | None = None,
-    other: str | Path | None = None, normalize: str = "",
+    other: str | Path | None = None, normalize: str = "", share: Share = alone,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a `.pt` or `.onnx` file on manifests or LibriSpeech folders; several count as one.
 
@@ -98,7 +105,8 @@ def evaluate_data(
     `data` names several, with `speed` also latency (seconds) and memory (bytes), the `comparison`
     with an `other` result file on the same data, and last the `utterances` with their texts.
     `limit` takes the first so many of each set, `normalize` is the language in which texts are
-    compared as they are said. Raises ValueError.
+    compared as they are said, `share` may divide the recordings between processes. Raises
+    ValueError.
     """
     if normalize:
         check_language(normalize)
@@ -112,7 +120,9 @@ def evaluate_data(
         said = [replace(u, text=spoken(u.text, normalize)) for u in utterances]
         described = [describe_utterance(u) for u in (said if normalize else utterances)]
         align(described, earlier["utterances"])
-    result = evaluate(model_path, utterances, batch_size, threads, speed, seed, beam, normalize)
+    result = evaluate(
+        model_path, utterances, batch_size, threads, speed, seed, beam, normalize, share
+    )
     rows = result.pop("utterances")
     lost = {row["index"] for row in result["failed"]}
     if len(parts) > 1:
@@ -157,21 +167,22 @@ def made_by(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def transcribe_all(
-    recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int
-) -> list[str | Exception]:
+    recognizer: Recognizer, utterances: Sequence[Utterance], batch_size: int, share: Share = alone
+) -> Texts:
     """The texts in the order of the utterances, or why one cannot be read; in batches."""
     from tqdm import tqdm
 
+    def read(part: Sequence[int]) -> Texts:
+        recordings = (recognizer.blocks(utterances[i].audio_filepath) for i in part)
+        results = transcribe_many(recognizer, recordings, batch_size)
+        bar = tqdm(
+            results, total=len(part), desc="transcribing", unit="utt", leave=False, disable=None
+        )
+        return [result if isinstance(result, Exception) else result.text for result in bar]
+
     order = sorted(range(len(utterances)), key=lambda i: -utterances[i].duration)
-    recordings = (recognizer.blocks(utterances[i].audio_filepath) for i in order)
-    results = transcribe_many(recognizer, recordings, batch_size)
-    bar = tqdm(
-        results, total=len(order), desc="transcribing", unit="utt", leave=False, disable=None
-    )
-    texts: list[str | Exception] = [""] * len(order)
-    for i, result in zip(order, bar, strict=True):
-        texts[i] = result if isinstance(result, Exception) else result.text
-    return texts
+    found = dict(zip(order, share(order, read), strict=True))
+    return [found[i] for i in range(len(order))]
 
 
 def spread(utterances: Sequence[Utterance], most: int) -> list[Utterance]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from asr.common.metrics import error_rates
+from asr.network.processes import share, take_buffers_of_first
 from asr.runtime.decoding import greedy_decode, greedy_decode_batch
 from asr.runtime.tokenizer import Tokenizer
-from asr.training.data import BatchDataset, make_loader, plain_batches
+from asr.training.data import BatchDataset, Key, make_loader, plain_batches
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ def listen(
 ) -> Heard:
     """The model on all utterances, in float32 and eval mode; as evaluate.py would hear them.
 
-    In batches, but one utterance at a time where batch mates and padding would change what the
-    model says: dynamic int8 activations have one scale a call.
+    Each process hears its share of them. In batches, but one utterance at a time where batch mates
+    and padding would change what the model says: dynamic int8 activations have one scale a call.
     """
+    take_buffers_of_first(model)
     if any(getattr(module, "one_at_a_time", False) for module in model.modules()):
         texts = transcribe_alone(model, dataset, tokenizer)
     else:
@@ -77,14 +80,19 @@ def transcribe_batches(
     """Greedy texts of the dataset's utterances, in the dataset's order."""
     device = next(model.parameters()).device
     model.eval()
-    texts = [""] * len(dataset.utterances)
-    keys = list(plain_batches(dataset.utterances, 32, 120.0))
-    for batch in make_loader(dataset, keys, num_workers):
-        output = model(batch.features.to(device), batch.feature_lengths.to(device))
-        ids = greedy_decode_batch(output.log_probs.cpu().numpy(), output.lengths.cpu().numpy())
-        for i, one in zip(batch.indices, ids, strict=True):
-            texts[i] = tokenizer.decode(one)
-    return texts
+
+    def hear(keys: Sequence[Key]) -> list[dict[int, str]]:
+        found = []
+        for batch in make_loader(dataset, keys, num_workers):
+            output = model(batch.features.to(device), batch.feature_lengths.to(device))
+            ids = greedy_decode_batch(output.log_probs.cpu().numpy(), output.lengths.cpu().numpy())
+            said = map(tokenizer.decode, ids)
+            found.append(dict(zip(batch.indices, said, strict=True)))
+        return found
+
+    parts = share(list(plain_batches(dataset.utterances, 32, 120.0)), hear)
+    texts = {i: text for part in parts for i, text in part.items()}
+    return [texts[i] for i in range(len(dataset.utterances))]
 
 
 @torch.no_grad()
@@ -92,10 +100,11 @@ def transcribe_alone(model: nn.Module, dataset: BatchDataset, tokenizer: Tokeniz
     """Greedy texts of the dataset's utterances, each run by itself and without padding."""
     device = next(model.parameters()).device
     model.eval()
-    texts = []
-    for i in range(len(dataset.utterances)):
+
+    def hear(i: int) -> str:
         batch = dataset[0, False, (i,)]
         features = batch.features[:, : int(batch.feature_lengths)].to(device)
         output = model(features, batch.feature_lengths.to(device))
-        texts.append(tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy())))
-    return texts
+        return tokenizer.decode(greedy_decode(output.log_probs[0].cpu().numpy()))
+
+    return share(range(len(dataset.utterances)), lambda part: [hear(i) for i in part])

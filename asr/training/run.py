@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from asr.corpus.splits import load_splits, places
-from asr.network.device import choose_device
 from asr.network.model import count_parameters
+from asr.network.processes import is_first, process_group
 from asr.training.data import FRONT_RATE
 from asr.training.start import (
     WANTED,
@@ -64,27 +59,11 @@ def train(
         return _train(data, Path(output_dir), init_from, new_tokens, resume, config, wanted)
 
 
-@contextmanager
-def process_group(device: str) -> Iterator[None]:
-    """Inside, the processes that torchrun started work together; without it, one alone."""
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if distributed:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        if distributed:
-            dist.destroy_process_group()
-
-
 def _train(
     data: list[str], output_dir: Path, init_from: str | Path | None, new_tokens: bool,
     resume: bool, config: TrainConfig, wanted: dict[str, Any],
 ) -> Trained:  # fmt: skip
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = is_first()
     say = print if first else lambda *_: None
     last, model = output_dir / "last.pt", output_dir / "model.pt"
     if last.exists() and not resume:

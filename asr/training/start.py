@@ -22,7 +22,7 @@ from asr.runtime.cli import int_list, yes_no
 from asr.runtime.config import PRESETS, FeatureConfig, ModelConfig, preset
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
 from asr.training.data import drop_impossible
-from asr.training.train_config import TrainConfig
+from asr.training.train_config import BATCHES, TrainConfig
 
 Say = Callable[[str], None]
 
@@ -157,9 +157,11 @@ def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> No
     """Resuming with other settings would not be the same run.
 
     Another device or number of threads is: it only adds in another order. More epochs than first
-    planned are, and the front may be frozen for longer or learn faster.
+    planned are, and the front may be frozen for longer or learn faster. Batches may have another
+    size, which memory may ask for: the epoch then begins again.
     """
     free = {
+        *BATCHES,
         "num_workers", "log_every", "save_every", "tensorboard", "device", "patience", "threads",
         "epochs", "freeze_epochs", "front_rate",
     }  # fmt: skip

@@ -17,6 +17,9 @@ def _flag(default: Any, help: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": help, **extra})
 
 
+BATCHES = ("batch_size", "batch_seconds", "accumulate")  # what divides an epoch into steps
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; each field is a flag of train.py."""

@@ -24,13 +24,14 @@ from tqdm import tqdm
 from asr.common.provenance import commit
 from asr.corpus.manifest import Utterance
 from asr.network.checkpoint import Checkpoint
+from asr.network.device import memory_trouble
 from asr.training.data import Batch, BatchDataset
 from asr.training.dev import Heard, listen
 from asr.training.epochs import Epochs
 from asr.training.learner import Learner
 from asr.training.run_folder import RunFolder
 from asr.training.teacher import Taught, Teacher
-from asr.training.train_config import TrainConfig
+from asr.training.train_config import BATCHES, TrainConfig
 
 
 class Trainer:
@@ -89,7 +90,8 @@ class Trainer:
         try:
             steps = [entry["step"] for entry in self.checkpoint.history]
             if steps[-1:] == ["init"] and "train" in steps and self.learner.step == 0:
-                self.say(f"before training  {self.listen(self.learner.model)}")
+                heard = self.listen(self.learner.model)
+                self.say(f"before training  {heard}")
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
                 self.train_epoch()
@@ -109,9 +111,14 @@ class Trainer:
                     break
             return True
         except (ValueError, OSError):  # a recording that cannot be read, say
-            if self.learner.step:
-                self.save_state()
+            self.save_begun()
             raise
+        except RuntimeError as error:
+            way_out = memory_trouble(error)
+            if not way_out:
+                raise
+            self.save_begun()
+            raise ValueError(way_out) from None
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
@@ -180,9 +187,10 @@ class Trainer:
 
     def finish_epoch(self, seconds: float) -> None:
         """Measures on dev data, keeps what is to be kept, and saves the resume state."""
+        model = self.averaged()
+        heard = self.listen(model)
         if self.first:
-            model = self.averaged()
-            self.judge(model, self.listen(model), seconds)
+            self.judge(model, heard, seconds)
             self.save_state()
         if self.world > 1:
             best = torch.tensor([*self.best, float(self.best_epoch)], dtype=torch.float64)
@@ -234,6 +242,11 @@ class Trainer:
         """last.pt, from which `resume` goes on."""
         self.folder.save_state(self.state())
 
+    def save_begun(self) -> None:
+        """The same if there is anything to go on from."""
+        if self.learner.step:
+            self.save_state()
+
     def state(self) -> dict[str, Any]:
         """What `resume` needs beside the model's own weights and the log."""
         return {
@@ -255,6 +268,10 @@ class Trainer:
                              "start anew from its model with --init_from")  # fmt: skip
         self.learner.load(training)
         self.epoch, self.batches_done = training["epoch"], training["batches_done"]
+        now = asdict(self.config)
+        if self.batches_done and any(now[key] != training["config"][key] for key in BATCHES):
+            self.say(f"other batches than before: epoch {self.epoch + 1} begins again")
+            self.batches_done = 0
         self.best, self.best_epoch = tuple(training["best"]), training["best_epoch"]
         self.folder.restore_log(training["log"])
 
