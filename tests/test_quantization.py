@@ -1,5 +1,8 @@
 """Quantization against NumPy and onnxruntime's own operators; quantisation-aware training."""
 
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -328,3 +331,19 @@ def test_scale_gradient_is_that_of_lsq():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         quantization.Config(**options)
+
+
+def test_a_layer_is_freed_once_it_is_replaced(monkeypatch):
+    """A large model's floats and its integers are never all in memory."""
+    model = nn.Sequential(*(linear_of(weights(seed=i)) for i in range(4)))
+    old = [weakref.ref(layer) for layer in model]
+    alive = []
+
+    def replace(*given):
+        alive.append(sum(layer() is not None for layer in old))
+        core.replace(*given)
+
+    core = quantization.core
+    monkeypatch.setattr(quantization, "core", SimpleNamespace(**vars(core) | {"replace": replace}))
+    quantization.apply(model, quantization.Config())
+    assert alive == [4, 3, 2, 1]

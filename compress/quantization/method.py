@@ -118,7 +118,10 @@ def _apply(
         names = [n for n, m in chosen if type(m) is nn.Linear and config.at(n)[0] != "int8"]
         grams = input_grams(model, calibration, names)
         grams = equalize(model, grams, lambda name, *given: approximation(config, name, *given))
-    for name, layer in core.progress(chosen):
+    names = [name for name, _ in chosen]
+    del chosen  # each layer is freed once it is replaced
+    for name in core.progress(names):
+        layer = model.get_submodule(name)
         if config.precision == "fp16":
             core.round_own(layer)
         elif isinstance(layer, nn.Conv1d | nn.Conv2d):

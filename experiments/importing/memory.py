@@ -9,6 +9,7 @@ process of its own, whose highest resident memory (mapped files included) the sy
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from asr.common.provenance import command_line
+from asr.common.provenance import command_line, commit
 from asr.importing.weights import PARTS, TENSORS
 from asr.measure.machine import provenance
 from asr.network.model import ConformerCTC
@@ -42,8 +43,11 @@ NAMES = ("stt_en_conformer_ctc_small", "stt_en_conformer_ctc_large", "parakeet-c
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
     parser = Parser(__doc__)
-    parser.add_argument("--models", default=",".join(NAMES), help="of sizes.py, commas between")
-    parser.add_argument("--output_path", required=True, help="JSON to write")
+    add = parser.add_argument
+    add("--models", default=",".join(NAMES), help="of sizes.py, commas between")
+    add("--steps", default="", help="import, compress to int8, ..., export int4 (default: all)")
+    add("--work_dir", help="keeps what is made, for a later run of other steps")
+    add("--output_path", required=True, help="JSON to write, or with other steps' rows to add to")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/importing/memory.py", argv)
     return args
@@ -135,24 +139,34 @@ def measure(argv: list[str]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures model after model; the JSON grows with each."""
+    """Measures model after model; the JSON grows with each row."""
     check_writable(args.output_path)
-    rows: list[dict[str, Any]] = []
     for name in args.models.split(","):
-        with tempfile.TemporaryDirectory() as place:
-            archive = Path(place) / "model.nemo"
-            code = "from experiments.importing.memory import Path, write_archive; "
-            code += f"write_archive({name!r}, Path({str(archive)!r}))"
-            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)  # memory of its own
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(args.work_dir or temporary) / name
+            place.mkdir(parents=True, exist_ok=True)
+            archive = place / "model.nemo"
+            if not archive.exists():  # made in a process of its own, whose memory goes with it
+                code = "from experiments.importing.memory import Path, write_archive; "
+                code += f"write_archive({name!r}, Path({str(archive)!r}))"
+                subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
             size = archive.stat().st_size
-            for what, argv, made in commands(Path(place)):
+            for what, argv, made in commands(place):
+                if args.steps and what not in args.steps.split(","):
+                    continue
                 row = {"model": name, "what": what, "archive_bytes": size, **measure(argv)}
                 row["ratio"] = round(row["peak_bytes"] / size, 2)
                 row["bytes"] = made.stat().st_size if made.exists() else 0
                 print(row, flush=True)
-                rows.append(row)
-        write_json(args.output_path, provenance(args.command, SEED) | {"rows": rows})
+                add_row(Path(args.output_path), row | {"commit": commit()}, args.command)
     return 0
+
+
+def add_row(path: Path, row: dict[str, Any], command: str) -> None:
+    """Puts a row into the JSON, in the place of an earlier one of the same step."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [r for r in rows if (r["model"], r["what"]) != (row["model"], row["what"])]
+    write_json(path, provenance(command, SEED) | {"rows": [*rows, row]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
