@@ -70,8 +70,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def export_onnx(model_path: str | Path, output_path: str | Path) -> Exported:
+def export_onnx(model_path: str | Path, output_path: str | Path, compute: str = "int8") -> Exported:
     """Exports a checkpoint to an `.onnx` file that runs without torch; compares the two."""
     from asr.network.export import export_onnx as export
 
-    return export(model_path, output_path)
+    return export(model_path, output_path, compute)

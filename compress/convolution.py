@@ -32,3 +32,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, args: dict[str, Any
 def describe(args: dict[str, Any]) -> str:
     kernel = "x".join(str(n) for n in args["kernel_size"])
     return f"{args['in_channels']}, {args['out_channels']}, {kernel}"
+
+
+def is_dense(args: dict[str, Any]) -> bool:
+    """Whether it has many products: two-dimensional, not depthwise, of several channels."""
+    return len(args["kernel_size"]) == 2 and args["groups"] == 1 and args["in_channels"] > 1

@@ -19,7 +19,7 @@ types) such that `MyLayer(**args)` builds it empty; parameters and buffers are f
 Integer tensors stay one number an element in memory: `compress.packing` stores them in as few bits
 as they need, zeros as a bit mask, and float32 values that are exact in fp16 as fp16, so round with
 `round_to_half` what may be stored so. A layer whose `forward` should not go into an ONNX graph as
-it is has `onnx_layer()`, see `asr.network.onnx_layers`.
+it is has `onnx_layer(compute)`, see `asr.network.onnx_layers`.
 
 Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains another form of its
 layers has `prepare` (same signature, used in place of `apply`) and `freeze(model, config)`, used

@@ -58,39 +58,6 @@ def digits_of_bytes(base: int) -> Tensor:
     return torch.tensor([[byte // base**i % base for i in range(k)] for byte in range(base**k)])
 
 
-class PackedIndices(nn.Module):
-    """Indices of codebooks, packed; given the codebooks it returns the values, in ONNX graphs too.
-
-    `indices` (out, ...) of 0..base-1 have their rows in as many `parts` as there are codebooks. A
-    table of what each byte stands for makes all one Gather, so that a runtime which folds constants
-    needs few copies of a weight. For the stand-ins of `onnx_layer`: in memory and in checkpoints
-    layers hold plain integers.
-    """
-
-    packed: Tensor
-
-    def __init__(self, indices: Tensor, base: int, parts: int = 1) -> None:
-        super().__init__()
-        self.shape, self.base = indices.shape, base
-        self.count = -(-len(indices) // parts) * indices[0].numel()  # of a part
-        packed = [pack_digits(part, base) for part in torch.split(indices.flatten(), self.count)]
-        self.parts = len(packed)  # fewer than codebooks where rounding up leaves none for the last
-        packed[-1] = nn.functional.pad(packed[-1], (0, len(packed[0]) - len(packed[-1])))
-        self.register_buffer("packed", torch.cat(packed))  # (parts * bytes,)
-
-    def forward(self, codebook: Tensor) -> Tensor:  # (parts, base) -> (out, ...)
-        digits = digits_of_bytes(self.base)
-        table = codebook.index_select(1, digits.flatten()).view(-1, digits.shape[1])
-        index = self.packed.to(torch.int32)
-        if self.parts > 1:
-            first = torch.arange(self.parts, dtype=torch.int32) * len(digits)
-            index = (index.view(self.parts, -1) + first.unsqueeze(1)).flatten()
-        values = table.index_select(0, index)
-        if values.numel() > self.shape.numel():  # last bytes are not full, or last part is shorter
-            values = values.view(self.parts, -1)[:, : self.count].flatten()[: self.shape.numel()]
-        return values.view(self.shape)
-
-
 def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Integers 0..2**bits-1 (bits 1..8) of any shape to uint8 (n,), with no bit left between."""
     flat = values.flatten().to(torch.uint8).numpy()

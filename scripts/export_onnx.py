@@ -2,8 +2,10 @@
 
     python scripts/export_onnx.py --model_path model.pt --output_path model.onnx
 
-The file is self-contained; `tokens.txt` beside it is for other runtimes. A comparison with the
-checkpoint at several shapes is printed, and a file that differs is not written.
+Packed weights (int4, ternary, clusters) multiply in 8-bit integers, which is fast; with
+`--compute float` they are unpacked to floats, which answers as the checkpoint does to the last
+digit. The file is self-contained; `tokens.txt` beside it is for other runtimes. A comparison with
+the checkpoint at several shapes is printed, and a file that differs is not written.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="checkpoint, e.g. model.pt")
     parser.add_argument("--output_path", required=True, help="file to write, e.g. model.onnx")
+    parser.add_argument("--compute", choices=("int8", "float"), default="int8",
+        help="how packed weights multiply (default: int8)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -32,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     tokens = Path(args.output_path).with_name("tokens.txt")
     earlier = tokens.read_bytes() if tokens.exists() else None
     print(f"exporting {args.model_path}: its graph is traced, which takes a while …", flush=True)
-    made = asr.export_onnx(args.model_path, args.output_path)
+    made = asr.export_onnx(args.model_path, args.output_path, args.compute)
     if earlier not in (None, tokens.read_bytes()):
         print(
             f"note: {tokens} had other tokens and was replaced; other runtimes read it with every "

@@ -44,20 +44,6 @@ def test_bits_follow_one_another_from_the_lowest():
     assert packed.tolist() == [0b10_011_101, 0b1]
 
 
-@pytest.mark.parametrize("clusters", [3, 16, 100, 256])
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_lookup_in_codebooks(clusters, parts):
-    random = np.random.default_rng(0)
-    codebook = random.standard_normal((parts, clusters), np.float32)
-    indices = random.integers(clusters, size=(11, 7))
-    rows = math.ceil(11 / parts)
-    expected = np.stack([codebook[i // rows][indices[i]] for i in range(11)])
-    lookup = packing.PackedIndices(torch.from_numpy(indices), clusters, parts)
-    assert np.array_equal(lookup(torch.from_numpy(codebook)).numpy(), expected)
-    per_byte = packing.digits_per_byte(clusters)
-    assert lookup.packed.numel() == math.ceil(11 / rows) * math.ceil(rows * 7 / per_byte)
-
-
 def random(dtype, shape, zeros=0.0):
     generator = torch.Generator().manual_seed(2)
     if dtype.is_floating_point:

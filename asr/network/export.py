@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from asr import __version__
 from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
-from asr.network.model import ConformerCTC, ConvModule, MaskedBatchNorm, Turns
+from asr.network.lean import make_lean
+from asr.network.model import ConformerCTC, Turns
 from asr.network.onnx_file import LARGEST, write_model
 from asr.network.onnx_graph import build_graph, stored_bytes, tensors_of
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
@@ -71,24 +72,25 @@ class Exported:
     parity: list[Parity]
 
 
-def export_onnx(model_path: str | Path, output_path: str | Path) -> Exported:
+def export_onnx(model_path: str | Path, output_path: str | Path, compute: str = "int8") -> Exported:
     """Exports a checkpoint file to an `.onnx` file, `tokens.txt` beside it; see `to_onnx`."""
     source, target = Path(model_path), Path(output_path)
     if target.suffix != ".onnx":
         raise ValueError(f"{target}: the name of the exported file must end in .onnx")
-    parity = to_onnx(load_checkpoint(source), target)
+    parity = to_onnx(load_checkpoint(source), target, compute)
     return Exported(target, target.stat().st_size, source.stat().st_size, parity)
 
 
-def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
+def to_onnx(checkpoint: Checkpoint, path: str | Path, compute: str = "int8") -> list[Parity]:
     """Writes `path` and `tokens.txt` beside it, whole or not at all; returns the parity check.
 
+    `compute` says how packed layers multiply: "int8" in integers, "float" after unpacking.
     Raises ExportError if the file is larger than its weights explain, or computes something else
     than the model; CheckpointError for weights that are not finite.
     """
     path = Path(path)
     check_finite(checkpoint.model)
-    model = prepare(checkpoint.model)
+    model = prepare(checkpoint.model, compute)
     if (size := stored_bytes(model)) > LARGEST:
         raise ExportError(
             f"its weights take {size / 1e9:.1f} GB, and an ONNX file holds 2: compress it first "
@@ -117,12 +119,13 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path) -> list[Parity]:
     return rows
 
 
-def prepare(model: ConformerCTC) -> ConformerCTC:
-    """A copy for export: BatchNorm folded, packed layers in onnxruntime's operators.
+def prepare(model: ConformerCTC, compute: str = "int8") -> ConformerCTC:
+    """A copy for export: lean modules, packed layers in onnxruntime's operators.
 
     What stays as it was shares its numbers with the model given. A packed layer is any module with
-    a method `onnx_layer()`: see `asr.network.onnx_layers`. Of a shared block there is one view for
-    each depth; the views have their tensors in common.
+    a method `onnx_layer(compute)`, "int8" or "float": see `asr.network.onnx_layers`; in torch too
+    the copy computes with the integers of the file. Of a shared block there is one view for each
+    depth; the views have their tensors in common.
     """
     shared = {
         id(x): nn.Parameter(x.detach(), requires_grad=False) if isinstance(x, nn.Parameter) else x
@@ -131,10 +134,8 @@ def prepare(model: ConformerCTC) -> ConformerCTC:
     model = copy.deepcopy(model, shared).eval().float()
     for name, module in list(model.named_modules()):
         if hasattr(module, "onnx_layer"):
-            model.set_submodule(name, module.onnx_layer().eval(), strict=True)
-    for module in model.modules():
-        if isinstance(module, ConvModule):
-            fold_batch_norm(module)
+            model.set_submodule(name, module.onnx_layer(compute).eval(), strict=True)
+    make_lean(model)
     model.blocks = nn.ModuleList(view(block, turn) for block, turn in model.depths())
     return model
 
@@ -148,26 +149,6 @@ def view(block: nn.Module, turn: int) -> nn.Module:
         if isinstance(module, Turns):
             seen.set_submodule(name, module[turn])
     return seen
-
-
-def fold_batch_norm(module: ConvModule) -> None:
-    """Multiplies BatchNorm's scale and shift into the depthwise convolution before it."""
-    conv, norm = module.depthwise, module.batch_norm
-    if type(conv) is not nn.Conv1d or conv.bias is None or isinstance(norm, Turns):
-        return  # a compressed convolution keeps its own weights, a shared one serves several norms
-    assert isinstance(norm, MaskedBatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    conv.weight = nn.Parameter(conv.weight * scale[:, None, None], requires_grad=False)
-    bias = (conv.bias - norm.running_mean) * scale + norm.bias
-    conv.bias = nn.Parameter(bias, requires_grad=False)
-    module.batch_norm = _NoNorm()
-
-
-class _NoNorm(nn.Module):
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return x
 
 
 def metadata(checkpoint: Checkpoint, model: ConformerCTC) -> dict[str, str]:

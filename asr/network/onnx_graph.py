@@ -1,4 +1,4 @@
-"""A prepared model as a lean ONNX graph: tracing, tidying, storing exact halves as fp16.
+"""A prepared model as a lean ONNX graph: tracing, tidying, storing it small.
 
 Tracing costs seconds a block, so equal blocks are traced once, as a function whose inputs are the
 block's tensors, and the function is then written out for each of them.
@@ -11,7 +11,6 @@ import warnings
 from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import onnx_ir
 import torch
 from onnx_ir.passes import common as passes
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.onnx import ops as onnx_ops
 
-from asr.network.model import ConformerBlock, ConformerCTC, relative_positions
+from asr.network.model import ConformerBlock, ConformerCTC
+from asr.network.onnx_storage import MIN_SIZE, small_bytes, store_small
 
 OPSET = 20
 EXAMPLE = (2, 201)  # B, T of the traced example: an axis that is to stay free may not be 1
 ENOUGH_BLOCKS = 3  # equal ones, from which on a function pays
-HALF_MIN_SIZE = 256  # numbers from which on fp16 and a Cast are smaller than float32
 FREE = torch.export.Dim.DYNAMIC
 
 
@@ -44,7 +43,7 @@ def build_graph(model: ConformerCTC) -> onnx_ir.Model:
             graph.functions[function.identifier()] = function
             graph.graph.opset_imports.update(function.opset_imports)
     tidy(graph)
-    store_halves(graph)
+    store_small(graph)
     drop_shapes(graph)
     return graph
 
@@ -146,7 +145,7 @@ class _Call(nn.Module):
 
 
 class _Body(nn.Module):
-    """A block as a function of its tensors too. The positions follow from the shape of x."""
+    """A block as a function of its tensors too."""
 
     def __init__(self, block: ConformerBlock) -> None:
         super().__init__()
@@ -154,7 +153,7 @@ class _Body(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, padding_bias: Tensor, tensors: list[Tensor]) -> Any:
         block: ConformerBlock = self.__dict__["block"]
-        positions = relative_positions(x.shape[1], x.shape[2], x)
+        positions = x  # not used: lean attention makes its own
         state = dict(zip(tensors_of(block), tensors, strict=True))
         return torch.func.functional_call(block, state, (x, positions, mask, padding_bias))
 
@@ -182,7 +181,7 @@ def trace_block(block: ConformerBlock, name: str) -> onnx_ir.Function:
 def tidy(graph: onnx_ir.Model) -> None:
     """Folds what shapes and types decide, merges equal nodes, and drops names of source files."""
     passes.InlinePass()(graph)
-    fold_constants(graph, input_size_limit=HALF_MIN_SIZE)
+    fold_constants(graph, input_size_limit=MIN_SIZE)
     for clean in (
         passes.RemoveUnusedNodesPass(),
         passes.CommonSubexpressionEliminationPass(),
@@ -196,27 +195,6 @@ def tidy(graph: onnx_ir.Model) -> None:
         clean(graph)
 
 
-def store_halves(graph: onnx_ir.Model) -> None:
-    """Stores float32 initializers that fp16 holds exactly as fp16 and a Cast."""
-    inner = graph.graph
-    for name, value in list(inner.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT:
-            continue
-        array = tensor.numpy()
-        if array.size < HALF_MIN_SIZE or not exact_in_half(array):
-            continue
-        half = onnx_ir.Value(
-            name=f"{name}.half",
-            const_value=onnx_ir.tensor(array.astype(np.float16), name=f"{name}.half"),
-        )
-        cast = onnx_ir.node("Cast", [half], {"to": onnx_ir.DataType.FLOAT})
-        inner.insert_before(inner[0], cast)
-        onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-        del inner.initializers[name]
-        inner.register_initializer(half)
-
-
 def drop_shapes(graph: onnx_ir.Model) -> None:
     """Leaves out what every runtime infers: types, shapes and origins of inner values."""
     inner = graph.graph
@@ -228,16 +206,6 @@ def drop_shapes(graph: onnx_ir.Model) -> None:
             value.type = value.shape = None
 
 
-def exact_in_half(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
-    """Whether fp16 holds every one of these float32 numbers."""
-    with np.errstate(over="ignore"):
-        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
-
-
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors in the form that `store_halves` leaves."""
-    total = 0
-    for x in tensors_of(model).values():
-        half = x.dtype == torch.float32 and x.numel() >= HALF_MIN_SIZE
-        total += x.nbytes // 2 if half and exact_in_half(x.detach().cpu().numpy()) else x.nbytes
-    return total
+    """Bytes of all tensors in the form that `store_small` leaves."""
+    return sum(small_bytes(x.detach().cpu().numpy()) for x in tensors_of(model).values())

@@ -1,9 +1,9 @@
 """Packed weights in onnxruntime's own operators: what stands in for a compressed layer on export.
 
-A compressed layer that has a method `onnx_layer()` returns one of these modules, filled with the
-same integers as its checkpoint; `export` puts it in the layer's place. A layer without that
-method is exported as its `forward` is written, in plain arithmetic. Inside `torch.onnx.export` the
-modules below emit the operators; elsewhere they compute in torch what onnxruntime will.
+A compressed layer with a method `onnx_layer(compute)` returns one of these modules, filled with the
+integers of its checkpoint; `export` puts it in the layer's place. A layer without that method is
+exported as its `forward` is written, in plain arithmetic. Inside `torch.onnx.export` the modules
+below emit the operators; elsewhere they compute in torch what onnxruntime will.
 """
 
 from __future__ import annotations
@@ -13,66 +13,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
-MICROSOFT = "com.microsoft"
-HALF = 128  # what an int8 weight of zero becomes as uint8
+from asr.network.integers import MICROSOFT
 
 
 class Int8Linear(nn.Module):
-    """y = scale * (x - zero) @ weight.T + bias, in integers; activations quantised as they come.
+    """y = (x - zero) @ weight * scale + bias, in integers; activations quantised as they come.
 
-    `qweight` (N, K) int8, `scale` (N,) float32 of each output, `bias` (N,) or None. The activations
-    get one 8-bit scale a call, so batch mates and padding change the result a little.
+    `weight` is one of `asr.network.integers`, K inputs and N outputs; `bias` (N,) or None. The
+    activations get one 8-bit scale a call, so batch mates and padding change the result a little.
     """
 
     one_at_a_time = True
-    qweight: Tensor
-    scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, qweight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: nn.Module, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("qweight", unsigned(qweight.t()))  # (K, N) uint8
-        self.register_buffer("scale", scale.float().reshape(-1))
+        self.weight = weight
         self.register_buffer("bias", None if bias is None else bias.float())
 
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        q, x_scale, zero_point = dynamic_quantize(x)
-        y = matmul_integer(q, self.qweight, zero_point) * (x_scale * self.scale)
-        return y if self.bias is None else y + self.bias
+        return integer_linear(*dynamic_quantize(x), self.weight, self.bias)
 
 
 class Int8Conv2d(nn.Module):
     """A convolution over (B, C, T, F) in integers: its input quantised once, unfolded, multiplied.
 
-    `qweight` (N, C, kh, kw) int8, `scale` (N,) float32 of each output channel, `bias` (N,) or None;
-    one group, no dilation. onnxruntime's own ConvInteger is slower than a float convolution.
+    `weight` is one of `asr.network.integers`, of kh * kw * C inputs and N outputs; `bias` (N,) or
+    None; one group, no dilation. onnxruntime's own ConvInteger is slower than a float convolution.
     """
 
     one_at_a_time = True
-    qweight: Tensor
-    scale: Tensor
     bias: Tensor | None
 
     def __init__(
         self,
-        qweight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
+        weight: nn.Module,
+        bias: Tensor | None,
+        kernel: tuple[int, int],
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding = qweight.shape[2:], stride, padding
-        rows = qweight.permute(2, 3, 1, 0).flatten(0, 2)
-        self.register_buffer("qweight", unsigned(rows))  # (kh * kw * C, N) uint8
-        self.register_buffer("scale", scale.float().reshape(-1))
+        self.weight = weight
+        self.kernel, self.stride, self.padding = kernel, stride, padding
         self.register_buffer("bias", None if bias is None else bias.float())
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, T, F) -> (B, N, T', F')
-        q, x_scale, zero_point = dynamic_quantize(x)
-        patches = self.unfold(q.permute(0, 2, 3, 1), zero_point)
-        y = matmul_integer(patches, self.qweight, zero_point) * (x_scale * self.scale)
-        y = y if self.bias is None else y + self.bias
+        q, x_scale, zero_point = dynamic_quantize(x.permute(0, 2, 3, 1))
+        patches = self.unfold(q, zero_point)
+        y = integer_linear(patches, x_scale, zero_point, self.weight, self.bias)
         return y.permute(0, 3, 1, 2)
 
     def unfold(self, q: Tensor, zero_point: Tensor) -> Tensor:
@@ -142,27 +131,31 @@ def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.to(torch.uint8), scale, zero_point.to(torch.uint8)
 
 
-def unsigned(qweight: Tensor) -> Tensor:
-    """int8 weights as uint8 around HALF, a contiguous copy.
-
-    onnxruntime multiplies uint8 by int8 in pairs whose sum saturates at 16 bits on x86 processors
-    without VNNI; uint8 by uint8 is exact everywhere and as fast where there is VNNI.
-    """
-    return (qweight.to(torch.int16) + HALF).to(torch.uint8).contiguous()
+def rows_of_kernel(weight: Tensor) -> Tensor:
+    """(N, C, kh, kw), or what goes with it, as `Int8Conv2d` multiplies it: (N, kh * kw * C)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def matmul_integer(q: Tensor, qweight: Tensor, zero_point: Tensor) -> Tensor:
-    """(q - zero_point) @ (qweight - HALF), exact, as float32; q (..., K), qweight (K, N) uint8."""
+def integer_linear(
+    q: Tensor, x_scale: Tensor, x_zero: Tensor, weight: nn.Module, bias: Tensor | None
+) -> Tensor:
+    """The product of quantised inputs (..., K) and a weight of `asr.network.integers`."""
+    product = matmul_integer(q, weight(), x_zero, weight.get_buffer("zero"))
+    y = product * (x_scale * weight.get_buffer("scale"))
+    return y if bias is None else y + bias
+
+
+def matmul_integer(q: Tensor, qweight: Tensor, q_zero: Tensor, w_zero: Tensor) -> Tensor:
+    """(q - q_zero) @ (qweight - w_zero), exact, as float32; q (..., K) uint8, qweight (K, N)."""
     shape = [*q.shape[:-1], qweight.shape[1]]
     if torch.onnx.is_in_onnx_export():
-        half = torch.tensor(HALF, dtype=torch.uint8)
         y = onnx_ops.symbolic(
-            "MatMulInteger", (q, qweight, zero_point, half),
+            "MatMulInteger", (q, qweight, q_zero, w_zero),
             dtype=torch.int32, shape=shape, version=10,
         )  # fmt: skip
         return y.float()
-    centred = q.reshape(-1, q.shape[-1]).double() - zero_point.double()
-    return (centred @ (qweight.double() - HALF)).float().reshape(shape)
+    centred = q.reshape(-1, q.shape[-1]).double() - q_zero.double()
+    return (centred @ (qweight.double() - w_zero.double())).float().reshape(shape)
 
 
 class NBitsLinear(nn.Module):

@@ -9,7 +9,6 @@ trains the codebooks and leaves the indices.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress import convolution, core, feedback, packing
+from asr.network import onnx_layers
+from asr.network.integers import TableIntegers, look_up
+from compress import convolution, core, feedback
 from compress.calibration import input_grams, need
 from compress.clustering.kmeans import kmeans
 
@@ -61,7 +62,6 @@ class _Clustered(nn.Module):
     def __init__(self, shape: list[int], args: dict[str, Any]) -> None:
         super().__init__()
         self.args = args
-        self.packed: packing.PackedIndices | None = None  # in an ONNX graph
         self.entropy_coding: bool = args["entropy_coding"]
         self.rows = -(-shape[0] // args["codebooks"])
         self.codebook = nn.Parameter(torch.zeros(args["codebooks"], args["num_clusters"]))
@@ -81,23 +81,13 @@ class _Clustered(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight, differentiable in the codebook; a centroid of 0 is not trained."""
-        if self.packed is not None:
-            weight: Tensor = self.packed(self.codebook)
-            return weight
         codebook = self.codebook * (self.codebook != 0) if self.training else self.codebook
-        indices = self.indices.to(torch.int64)
+        indices = self.indices.to(torch.int32)
         if len(codebook) > 1:
-            part = torch.arange(len(indices), device=indices.device) // self.rows
+            part = torch.arange(len(indices), device=indices.device, dtype=torch.int32) // self.rows
             first = part * codebook.shape[1]
             indices = indices + first.view(-1, *[1] * (indices.dim() - 1))
-        return codebook.flatten()[indices]
-
-    def onnx_layer(self) -> nn.Module:
-        """The same layer, its indices packed and unpacked in the graph."""
-        layer = copy.deepcopy(self).eval()
-        layer.packed = packing.PackedIndices(self.indices, *reversed(self.codebook.shape))
-        del layer.indices
-        return layer
+        return look_up(codebook.flatten(), indices)
 
     def describe(self) -> str:
         several = f" x {len(self.codebook)}" if len(self.codebook) > 1 else ""
@@ -154,6 +144,13 @@ class ClusteredLinear(_Clustered):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(x, self.weight(), self.bias)
 
+    def onnx_layer(self, compute: str) -> nn.Module:
+        """In integers, the codebooks rounded to 8 bits; in float as it is."""
+        if compute == "float":
+            return self
+        weight = TableIntegers(self.indices, self.codebook.detach(), self.rows)
+        return onnx_layers.Int8Linear(weight, self.bias)
+
     def extra_repr(self) -> str:
         return f"{self.args['in_features']}, {self.args['out_features']}, {self.describe()}"
 
@@ -181,6 +178,15 @@ class ClusteredConv(_Clustered):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, T) or (B, C, T, F)
         return convolution.convolve(x, self.weight(), self.bias, self.args)
+
+    def onnx_layer(self, compute: str) -> nn.Module:
+        """In integers where the products are many, the codebooks rounded to 8 bits."""
+        if compute == "float" or not convolution.is_dense(self.args):
+            return self
+        rows = onnx_layers.rows_of_kernel(self.indices)
+        weight = TableIntegers(rows, self.codebook.detach(), self.rows)
+        sizes = (self.args[key] for key in ("kernel_size", "stride", "padding"))
+        return onnx_layers.Int8Conv2d(weight, self.bias, *map(tuple, sizes))
 
     def extra_repr(self) -> str:
         return f"{convolution.describe(self.args)}, {self.describe()}"

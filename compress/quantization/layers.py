@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.network import onnx_layers
+from asr.network.integers import GroupedIntegers, Integers
 from asr.network.onnx_layers import dynamic_quantize
-from compress import convolution, packing
+from compress import convolution
 from compress.core import round_to_half
 from compress.quantization import fakequant, rounding
 
@@ -74,14 +75,17 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(x, self.weight().to(x.dtype), self.bias)
 
-    def onnx_layer(self) -> nn.Module:
-        """int4: onnxruntime's MatMulNBits; ternary: five weights a byte, unpacked in the graph."""
+    def onnx_layer(self, compute: str) -> nn.Module:
+        """In integers with a scale an output; in float int4 is onnxruntime's MatMulNBits."""
+        middle = -rounding.LIMITS[self.precision][0]
+        q = self.qweight + middle
+        zero_point = None if self.zero_point is None else self.zero_point + middle
+        if compute == "int8":
+            weight = GroupedIntegers(q, self.scale, self.group_size, middle, zero_point)
+            return onnx_layers.Int8Linear(weight, self.bias)
         if self.precision == "int4":
-            zero_point = None if self.zero_point is None else self.zero_point + 8
-            return onnx_layers.NBitsLinear(
-                self.qweight + 8, self.scale, self.bias, zero_point, 4, self.group_size
-            )
-        return _UnpackedInGraph(self)
+            return onnx_layers.NBitsLinear(q, self.scale, self.bias, zero_point, 4, self.group_size)
+        return _FloatTernary(self)
 
     def extra_repr(self) -> str:
         group = f", group {self.group_size}" if self.group_size < self.in_features else ""
@@ -91,22 +95,22 @@ class QuantLinear(nn.Module):
         )
 
 
-class _UnpackedInGraph(nn.Module):
-    """A ternary QuantLinear for export: integers packed as in the checkpoint, scales in fp16."""
+class _FloatTernary(nn.Module):
+    """A ternary QuantLinear for export as a float product."""
 
+    q: Tensor
     scale: Tensor
 
     def __init__(self, layer: QuantLinear) -> None:
         super().__init__()
-        self.integers = packing.PackedIndices(layer.qweight + 1, 3)
+        self.register_buffer("q", (layer.qweight + 1).to(torch.uint8))
         self.group_of = [i // layer.group_size for i in range(layer.in_features)]
-        self.register_buffer("scale", layer.scale.to(torch.float16))
+        self.register_buffer("scale", layer.scale)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.integers(torch.tensor([[-1.0, 0.0, 1.0]]))
-        scale = self.scale.float().index_select(1, torch.tensor(self.group_of))
-        return F.linear(x, values * scale, self.bias)
+        scale = self.scale.index_select(1, torch.tensor(self.group_of))
+        return F.linear(x, (self.q.float() - 1) * scale, self.bias)
 
 
 class Int8Linear(QuantLinear):
@@ -133,30 +137,10 @@ class Int8Linear(QuantLinear):
             result = result + self.bias
         return result.view(*shape[:-1], -1)
 
-    def onnx_layer(self) -> nn.Module:
-        """DynamicQuantizeLinear and MatMulInteger; zero points of weights as a correction."""
-        plain = onnx_layers.Int8Linear(self.qweight, self.scale, self.bias)
-        return plain if self.zero_point is None else _WithZeroPoints(plain, self.zero_point[:, 0])
-
-
-class _WithZeroPoints(nn.Module):
-    """For export: an int8 product of weights that have zero points (out,)."""
-
-    one_at_a_time = True
-    plain: onnx_layers.Int8Linear
-    zero_point: Tensor
-
-    def __init__(self, plain: onnx_layers.Int8Linear, zero_point: Tensor) -> None:
-        super().__init__()
-        self.plain = plain
-        self.register_buffer("zero_point", zero_point)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, x_scale, x_zero = onnx_layers.dynamic_quantize(x)
-        y = onnx_layers.matmul_integer(q, self.plain.qweight, x_zero)
-        total = (q.float() - x_zero.float()).sum(-1, keepdim=True)
-        y = (y - total * self.zero_point.float()) * (x_scale * self.plain.scale)
-        return y if self.plain.bias is None else y + self.plain.bias
+    def onnx_layer(self, compute: str) -> nn.Module:
+        """DynamicQuantizeLinear and MatMulInteger."""
+        weight = Integers(self.qweight, self.scale, self.zero_point)
+        return onnx_layers.Int8Linear(weight, self.bias)
 
 
 class QuantConv(nn.Module):
@@ -225,15 +209,16 @@ class Int8Conv(QuantConv):
             result = result + self.bias
         return result.view(*rows.shape[:3], -1).movedim(-1, 1)
 
-    def onnx_layer(self) -> nn.Module:
+    def onnx_layer(self, compute: str) -> nn.Module:
         """DynamicQuantizeLinear and MatMulInteger on the unfolded input."""
-        (h, w), (p, q) = self.args["stride"], self.args["padding"]
-        return onnx_layers.Int8Conv2d(self.qweight, self.scale, self.bias, (h, w), (p, q))
+        weight = Integers(onnx_layers.rows_of_kernel(self.qweight), self.scale)
+        sizes = (self.args[key] for key in ("kernel_size", "stride", "padding"))
+        return onnx_layers.Int8Conv2d(weight, self.bias, *map(tuple, sizes))
 
 
 def quantized_conv(conv: nn.Conv1d | nn.Conv2d) -> QuantConv:
-    """In integers where the products are many: two-dimensional, not depthwise, several channels."""
-    dense = isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.in_channels > 1
+    """In integers where the products are many."""
+    dense = convolution.is_dense(convolution.arguments(conv))
     return (Int8Conv if dense else QuantConv).from_conv(conv)
 
 

@@ -1,0 +1,152 @@
+"""Weights for integer products, kept in few bits and made int8 as an ONNX file is loaded.
+
+Called, each gives a weight (K, N), K inputs and N outputs; `zero` stands for zero, () or (N,), and
+`scale` (N,) float32 is one of each output. How few bytes the parts take in the file is for
+`asr.network.onnx_storage`. Inside `torch.onnx.export` operators are emitted which a runtime folds,
+for little memory in 8 bits wherever they can; elsewhere torch computes the same integers.
+
+Weights lie within -64 ... 64. On x86 processors without VNNI onnxruntime multiplies uint8 by int8
+in pairs and adds these in 16 bits: 255 * 64 * 2 just fits, and larger weights would saturate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.onnx import ops as onnx_ops
+
+MICROSOFT = "com.microsoft"
+LARGEST = 64  # magnitude of a weight
+FINEST = 127  # of the multiplier of a group
+
+
+class Integers(nn.Module):
+    """Integers of 8 bits; halved and rounded to even where they are larger than `LARGEST`.
+
+    With zero points they stay as they are, in uint8: such products are exact and slower.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, qweight: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """qweight (N, K) int8, scale (N,); zero_point (N,) int8, else 0."""
+        super().__init__()
+        scale, q = scale.float().reshape(-1), qweight.t().float()
+        if zero_point is not None:
+            q, zero = (q + 128).to(torch.uint8), (zero_point.flatten().float() + 128)
+        elif q.abs().max() > LARGEST:
+            q, scale = (q / 2).round(), scale * 2
+        dtype = torch.int8 if zero_point is None else torch.uint8
+        zero = torch.tensor(0) if zero_point is None else zero
+        self.register_buffer("qweight", q.to(dtype).contiguous())
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero.to(dtype))
+
+    def forward(self) -> Tensor:
+        return self.qweight
+
+
+class GroupedIntegers(nn.Module):
+    """Few-bit integers that have a scale for each group of inputs.
+
+    An output's scale is 1 / 64 of what its largest group may hold; a group's own is `multiplier` /
+    `steps` times that, in 8 bits: a weight is (q - zero point) * multiplier / steps, rounded.
+    """
+
+    q: Tensor
+    multiplier: Tensor
+    raised: Tensor | None
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(
+        self, q: Tensor, scale: Tensor, group_size: int, middle: int,
+        zero_point: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """q (N, K) of 0 ... 2 * middle; scale (N, G); zero_point (N, G) like q, else `middle`."""
+        super().__init__()
+        self.largest = middle if zero_point is None else 2 * middle - 1  # of q - zero point
+        self.steps = self.largest * FINEST / LARGEST
+        self.group_of = [i // group_size for i in range(q.shape[1])]
+        top = scale.abs().amax(1, keepdim=True)  # (N, 1)
+        multiplier = (scale / top * FINEST).round().to(torch.int8)
+        self.register_buffer("q", q.to(torch.int8).t().contiguous())
+        self.register_buffer("multiplier", multiplier.t().contiguous())  # (G, N)
+        raised = None if zero_point is None else (self.largest - zero_point).to(torch.int8)
+        self.register_buffer("raised", None if raised is None else raised.t().contiguous())
+        self.register_buffer("scale", top.flatten().float() * (self.largest / LARGEST))
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
+
+    def forward(self) -> Tensor:
+        groups = torch.tensor(self.group_of, dtype=torch.int32)
+        q, multiplier = self.q, self.multiplier.index_select(0, groups)  # (K, N)
+        if self.raised is not None:  # q - zero point + largest
+            q = quantized("QLinearAdd", q, 0, self.raised.index_select(0, groups), 1)
+        return quantized("QLinearMul", q, self.largest, multiplier, self.steps)
+
+
+class TableIntegers(nn.Module):
+    """Indices of codebooks whose entries are rounded to 8 bits, a scale for each codebook."""
+
+    indices: Tensor
+    table: Tensor
+    first: Tensor | None
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, indices: Tensor, codebook: Tensor, rows: int) -> None:
+        """indices (N, K) uint8, codebook (parts, entries): one for every `rows` outputs."""
+        super().__init__()
+        n, (parts, entries) = len(indices), codebook.shape
+        step = codebook.abs().amax(1) / LARGEST
+        step = torch.where(step == 0, torch.ones_like(step), step)
+        table = (codebook / step[:, None]).round()
+        width = 2 ** (entries - 1).bit_length()  # so that a part's first entry can be or-ed
+        table = torch.nn.functional.pad(table, (0, width - entries))
+        part = torch.arange(n) // rows
+        self.narrow = parts * width <= 256
+        first = (part * width).to(torch.uint8 if self.narrow else torch.int32)
+        self.register_buffer("indices", indices.t().contiguous())
+        self.register_buffer("table", table.flatten().to(torch.int8))
+        self.register_buffer("first", first if parts > 1 else None)
+        self.register_buffer("scale", step[part].float())
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
+
+    def forward(self) -> Tensor:
+        index = self.indices
+        if self.first is not None and self.narrow:
+            index = index.bitwise_or(self.first)
+        index = index.to(torch.int32)
+        if self.first is not None and not self.narrow:
+            index = index + self.first
+        return look_up(self.table, index)
+
+
+def quantized(kind: str, a: Tensor, a_zero: int, b: Tensor, steps: float) -> Tensor:
+    """(a - a_zero) plus (QLinearAdd) or times (QLinearMul) b, over `steps`, rounded to even: int8.
+
+    No quotient of the integers that stand here lies in the middle of two others.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        x, y = a.float() - a_zero, b.float()
+        exact = x + y if kind == "QLinearAdd" else x * y
+        return (exact / steps).round().to(torch.int8)
+    one, divisor = torch.tensor(1.0), torch.tensor(float(steps))
+    a_offset, zero = (torch.tensor(z, dtype=torch.int8) for z in (a_zero, 0))
+    result: Tensor = onnx_ops.symbolic(
+        f"{MICROSOFT}::{kind}", (a, one, a_offset, b, one, zero, divisor, zero),
+        dtype=torch.int8, shape=a.shape, version=1,
+    )  # fmt: skip
+    return result
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """The entries of a table (n,) that int32 indices of any shape name."""
+    if not torch.onnx.is_in_onnx_export():
+        return table[index.to(torch.int64)]
+    result: Tensor = onnx_ops.symbolic(
+        "Gather", (table, index), {"axis": 0}, dtype=table.dtype, shape=index.shape, version=13
+    )
+    return result
