@@ -132,10 +132,12 @@ class Comparison:
                 return why
         options = row.options | (row.speech if self.calibrate else {})
         options |= self.tuning if row.trains else {}
-        speech = {"calibration_data": self.calibration_data} if self.calibration_data else {}
-        needed = speech if self.calibrate and row.speech else {}
+        speech = self.calibration_data if self.calibrate and row.speech else ""
         try:
-            compress(self.model(row.of), self.folder / name, method=row.method, **needed, **options)
+            compress(
+                self.model(row.of), self.folder / name, method=row.method,
+                calibration_data=speech, **options,
+            )  # fmt: skip
         except UnchangedError as error:
             return str(error)
         return ""

@@ -30,8 +30,9 @@ NEVER = -1e30  # before a ReLU
 
 def weight_of(conv: nn.Module) -> Tensor:
     """The weight of a convolution, packed or not."""
-    weight: Tensor = conv.weight if isinstance(conv, nn.Conv1d | nn.Conv2d) else conv.weight()
-    return weight
+    weight: Any = conv.weight
+    found: Tensor = weight if isinstance(conv, nn.Conv1d | nn.Conv2d) else weight()
+    return found
 
 
 def bias_of(conv: nn.Module) -> Tensor:

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 MIN_SIZE = 256  # elements from which on nodes are smaller than what they save
 NODE_BYTES = 400  # that the nodes of a form may take
 SPARSE_NODE_BYTES = 2000
+SHARED = 16384  # bytes of a constant up to which it is looked for among the others
 
 
 def store_small(graph: onnx_ir.Model) -> None:
@@ -49,7 +50,7 @@ def small_bytes(array: Array) -> int:
 
 
 class _Nodes:
-    """Nodes to be put before all others, and their initializers, equal ones once."""
+    """Nodes to be put before all others, and their initializers, small ones that are equal once."""
 
     def __init__(self, graph: onnx_ir.Graph) -> None:
         self.graph = graph
@@ -57,7 +58,8 @@ class _Nodes:
         self.shared: dict[Any, onnx_ir.Value] = {}
 
     def constant(self, array: Array) -> onnx_ir.Value:
-        key = (array.dtype.str, array.shape, array.tobytes())
+        contents = array.tobytes() if array.nbytes <= SHARED else len(self.shared)  # no equals
+        key = (array.dtype.str, array.shape, contents)
         if key not in self.shared:
             name = f"stored_{len(self.shared)}"
             tensor = onnx_ir.tensor(array, name=name)
@@ -197,8 +199,8 @@ class Sparse:
         index = nodes.add("Gather", nodes.add("Add", behind, places), mask, axis=0)
         index = nodes.add("Add", index, nodes.add("Unsqueeze", start, np.array([1])))
         values = nodes.add("Reshape", self.values.expand(nodes, (count, 1)), np.array([count]))
-        rest = np.array([self.rest], self.array.dtype)
-        rest = nodes.add("Expand", rest, np.array([count + 1]))
+        one = np.array([self.rest], self.array.dtype)
+        rest = nodes.add("Expand", one, np.array([count + 1]))
         full = nodes.add("Gather", nodes.add("Concat", values, rest, axis=0), index, axis=0)
         if len(self.mask) % 8:
             full = nodes.add("Reshape", full, np.array([-1]))
