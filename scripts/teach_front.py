@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -29,135 +28,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.common.provenance import commit
+from asr.common.provenance import command_line, commit
 from asr.corpus.manifest import Utterance
 from asr.corpus.splits import load_dataset
+from asr.importing.hama import BLOCKS, WIDTH, Teacher
+from asr.measure.machine import provenance
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from asr.network.model import (
-    ConformerBlock,
     ConformerCTC,
     count_parameters,
-    frame_context,
     valid_mask,
 )
 from asr.runtime.audio import read_audio
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.config import FeatureConfig, ModelConfig
 from asr.runtime.features import log_mel
+from asr.runtime.files import check_writable, write_json
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
 from asr.training.augment import AugmentConfig, degrade, retime, spec_augment, timing
 from asr.training.data import epoch_batches, utterance_rng
 
-BLOCKS, WIDTH = 4, 144
-# nameless matrices of a block, by their order in the file: feed-forward, attention, feed-forward
-MATRICES = ("ff1.up", "ff1.down", "attn.qkv", "attn.out", "ff2.up", "ff2.down")
 AUGMENT = AugmentConfig(
     speed=0.1, warp=0, silence=0.2, reverb=0.1, babble=0.03, noise=0.2, clip=0.03, telephone=0.1,
     codec=0.005, level=0.2, time_masks=0, freq_masks=0,
 )  # fmt: skip
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The arrays of a .hama file, as float32.
-
-    8 bytes of magic, a count, then entries: name, 1 for halves, sizes, offset and bytes of the
-    data, which begins at the next multiple of 16.
-    """
-    raw = Path(path).read_bytes()
-    place, found = 12, []
-
-    def take(form: str) -> tuple[int, ...]:
-        nonlocal place
-        values = struct.unpack_from("<" + form, raw, place)
-        place += struct.calcsize("<" + form)
-        return values
-
-    for _ in range(struct.unpack_from("<I", raw, 8)[0]):
-        (length,) = take("H")
-        name = take(f"{length}s")[0].decode()  # type: ignore[attr-defined]
-        half, rank = take("BB")
-        shape = take(f"{rank}I")
-        found.append((name, "<f2" if half else "<f4", shape, take("QQ")[0]))
-    start = -(-place // 16) * 16
-    return {
-        name: torch.tensor(
-            np.frombuffer(raw, kind, math.prod(shape), start + offset).astype("f4").reshape(shape)
-        )
-        for name, kind, shape, offset in found
-    }
-
-
-class Teacher(nn.Module):
-    """Waveforms (B, N) to its last hidden layer (B, T, 144), 50 frames a second, and symbols."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.tensors = read_tensors(path)
-        config = ModelConfig(d_model=WIDTH, n_layers=BLOCKS, dropout=0.0)
-        self.blocks = nn.ModuleList(
-            ConformerBlock(config, WIDTH, plain=True) for _ in range(BLOCKS)
-        )
-        for number, block in enumerate(self.blocks):
-            block.load_state_dict(block_state(self.tensors, number), strict=False)
-        self.eval().requires_grad_(False)
-
-    def stem(self, waveforms: Tensor) -> Tensor:
-        """What the first block is given, (B, T, 144)."""
-        w = self.tensors
-        x = F.pad(waveforms[:, None], (200, 200), mode="reflect")  # (B, 1, N + 400)
-        real, imaginary = (
-            F.conv1d(x, w[f"stft_{part}_kernel"], stride=160) for part in ("real", "imag")
-        )
-        mel = (real**2 + imaginary**2).transpose(1, 2) @ w["mel_fb"]  # (B, 2 T, 80)
-        mel = (mel + 1e-6).log().transpose(1, 2)
-        stem = w["onnx::Conv_801"], w["onnx::Conv_802"]
-        return F.gelu(F.conv1d(mel, *stem, stride=2, padding=1)).transpose(1, 2)
-
-    @torch.no_grad()
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.stem(waveforms)
-        lengths = (lengths // 160 + 2) // 2
-        context = frame_context(y, lengths, True)
-        for block in self.blocks:
-            y = block(y, *context)
-        return y, lengths
-
-    def symbols(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities (B, T, 191) of the teacher's phonemes."""
-        head = "acoustic_model.model.proj."
-        weight, bias = self.tensors[head + "weight"][..., 0], self.tensors[head + "bias"]
-        return F.log_softmax(F.linear(hidden, weight, bias), dim=2)
-
-
-def block_state(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Our names and shapes for the teacher's block; its batch norms are folded already."""
-    start = f"acoustic_model.model.blocks.{number}."
-    own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-    nameless = sorted(
-        (k for k in tensors if k.startswith("onnx::MatMul_")), key=lambda k: int(k.split("_")[1])
-    )
-    size = len(MATRICES)
-    chosen = [k for k in nameless if tensors[k].ndim == 2 and WIDTH in tensors[k].shape]
-    own_names = chosen[size * number : size * (number + 1)]
-    matrices = {ours: tensors[k] for ours, k in zip(MATRICES, own_names, strict=True)}
-    state = {f"{part}.weight": matrices[part].T for part in MATRICES if part != "attn.qkv"}
-    for ours, theirs in (("ff1", "ffn1"), ("ff2", "ffn2")):
-        state |= {f"{ours}.norm.{x}": own[f"{theirs}.norm.{x}"] for x in ("weight", "bias")}
-        state |= {f"{ours}.up.bias": own[f"{theirs}.fc1.bias"]}
-        state |= {f"{ours}.down.bias": own[f"{theirs}.fc2.bias"]}
-    for ours, theirs in (("attn.norm", "attn_norm"), ("conv.norm", "conv.norm"), ("norm", "norm")):
-        state |= {f"{ours}.{x}": own[f"{theirs}.{x}"] for x in ("weight", "bias")}
-    thirds = matrices["attn.qkv"].T.chunk(3), own["attn.in_proj_bias"].chunk(3)
-    for name, weight, bias in zip(("query", "key", "value"), *thirds, strict=True):
-        state |= {f"attn.{name}.weight": weight, f"attn.{name}.bias": bias}
-    state["attn.out.bias"] = own["attn.out_proj.bias"]
-    for ours, theirs in (("conv.up", "conv.pointwise1"), ("conv.down", "conv.pointwise2")):
-        state |= {f"{ours}.weight": own[f"{theirs}.weight"][..., 0]}
-        state |= {f"{ours}.bias": own[f"{theirs}.bias"]}
-    depthwise = tensors[f"onnx::Conv_{804 + 3 * number}"]
-    state["conv.depthwise.weight"] = depthwise.reshape(WIDTH, 1, -1)
-    state["conv.depthwise.bias"] = tensors[f"onnx::Conv_{805 + 3 * number}"]
-    return {k: v.clone() for k, v in state.items()}
 
 
 @dataclass
@@ -289,8 +183,11 @@ def distance(teacher: Teacher, model: ConformerCTC, batch: Pair) -> tuple[Tensor
 
 def teach(
     teacher: Teacher, model: ConformerCTC, utterances: list[Utterance], args: argparse.Namespace
-) -> None:
-    """AdamW, cosine; the stem alone for the first sixth of the time, then the blocks along."""
+) -> float:
+    """AdamW, cosine; the stem alone for the first sixth of the time, then the blocks along.
+
+    Returns the hours heard.
+    """
     pairs = Pairs(utterances, AUGMENT, args.seed)
     front = [model.subsampling, *model.blocks[:BLOCKS]]
     parameters = [
@@ -300,8 +197,9 @@ def teach(
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3, betas=(0.9, 0.98), fused=True)
     learnt = [p for group in optimizer.param_groups for p in group["params"]]
     durations, begin, seconds, step = [u.duration for u in utterances], time.time(), 0.0, 0
+    epoch = 0
     model.eval()  # batch norms keep their statistics
-    for epoch in range(1000):
+    while True:
         batches = epoch_batches(durations, epoch, 32, 16.0, args.seed, augment=AUGMENT)
         loader = torch.utils.data.DataLoader(
             pairs, batch_size=None, sampler=[(epoch, b) for b in batches],
@@ -310,7 +208,7 @@ def teach(
         for batch in loader:
             progress = (time.time() - begin) / (60 * args.minutes)
             if progress >= 1:
-                return
+                return seconds / 3600
             rate = args.learning_rate * min(1, (step + 1) / 50)
             rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
@@ -330,10 +228,13 @@ def teach(
                     "error {:.4f}  divergence {:.4f}  same phoneme {:.3f}".format(*near),
                     flush=True,
                 )  # fmt: skip
+        epoch += 1
 
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
+    for path in filter(None, (args.output_path, args.report_path)):
+        check_writable(path)
     teacher = Teacher(args.teacher)
     utterances = [u for u in load_dataset(args.data_dir, "train") if u.duration <= 20]
     model = load_checkpoint(args.init_from).model if args.init_from else start_model(teacher, args)
@@ -343,16 +244,22 @@ def run(args: argparse.Namespace) -> int:
     chosen = [tuple(random.integers(0, len(utterances), 8).tolist()) for _ in range(30)]
     if not args.init_from:
         fit_stem(teacher, model, [pairs[0, part] for part in chosen])
-    teach(teacher, model, utterances, args)
+    hours = teach(teacher, model, utterances, args)
     pairs = Pairs(utterances, AUGMENT, args.seed + 1)
     some = [pairs[0, tuple(range(i, len(utterances), len(utterances) // 8))] for i in range(4)]
     with torch.no_grad():
         before = [distance(teacher, model, batch) for batch in some]
         measure_batch_norms(model, some)
         after = [distance(teacher, model, batch) for batch in some]
-    for what, rows in (("at the end", before), ("with batch norms measured", after)):
+    distances = {}
+    for what, rows in (("at_the_end", before), ("batch_norms_measured", after)):
         means = [float(torch.stack(column).mean()) for column in zip(*rows, strict=True)]
         print(f"{what}: " + "error {:.4f}  divergence {:.4f}  same phoneme {:.3f}".format(*means))
+        names = ("error", "divergence", "same_phoneme")
+        distances[what] = dict(zip(names, (round(mean, 4) for mean in means), strict=True))
+    if args.report_path:
+        about = {"minutes": args.minutes, "hours_heard": round(hours, 2)}
+        write_json(args.report_path, provenance(args.command, args.seed) | about | distances)
     step = {"step": "teach_front", "teacher": Path(args.teacher).name, "minutes": args.minutes,
             "learning_rate": args.learning_rate, "seed": args.seed, "commit": commit()}  # fmt: skip
     tokenizer = Tokenizer.characters(ENGLISH)
@@ -367,6 +274,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--teacher", required=True, help="asr_waveform.hama of the wheel hama 1.7.0")
     add("--data_dir", required=True, help="manifests; the train* are heard, their texts not read")
     add("--output_path", required=True, help="checkpoint to write")
+    add("--report_path", help="JSON to write: how near the front has come")
     add("--init_from", help="a checkpoint of this script, to teach it further")
     add("--upper_blocks", type=int, default=5, help="fresh blocks on top (%(default)s)")
     add("--upper_width", type=int, default=176, help="their width (%(default)s)")
@@ -376,7 +284,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="processor threads (%(default)s)")
     add("--num_workers", type=int, default=1, help="processes that read audio (%(default)s)")
     add("--seed", type=int, default=0, help="of weights, order and augmentation (%(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.command = command_line("scripts/teach_front.py", argv)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

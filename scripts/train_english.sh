@@ -26,7 +26,7 @@ minutes=17 epochs=3 half=1 ngrams=1900000
 [ -e "$out/data/dev-open.json" ] ||
     run python scripts/english_data.py --data_dir "$out/prepared" --output_dir "$out/data"
 [ -e "$out/start.pt" ] || run python scripts/teach_front.py --teacher "$teacher" \
-    --data_dir "$out/data" --minutes "$minutes" --output_path "$out/start.pt"
+    --data_dir "$out/data" --minutes "$minutes" --output_path "$out/start.pt" --report_path "$out/front.json"
 
 # Half of the data an epoch: telephone texts have errors, and three voices read the same sentences
 # (cmu_arctic, kathleen). The first epoch trains what is above the front alone.
