@@ -53,10 +53,10 @@ class BeamConfig:
         metadata={"help": "file of phrases, one a line: nothing else is heard", "metavar": "FILE"},
     )
     token_threshold: float = field(
-        default=8.0, metadata={"help": "tokens this far below a frame's best are not tried"}
+        default=7.0, metadata={"help": "tokens this far below a frame's best are not tried"}
     )
     beam_threshold: float = field(
-        default=12.0, metadata={"help": "hypotheses this far below the best are dropped"}
+        default=10.0, metadata={"help": "hypotheses this far below the best are dropped"}
     )
 
     def __post_init__(self) -> None:
@@ -111,6 +111,7 @@ class BeamSearch:
         self._scorer = grammar or scorer
         self._grammar = grammar
         self._texts = [token.removeprefix(SPACE) for token in tokens]
+        self._plain = all(join([text]) == text for text in self._texts[1:])
         self._starts = np.array([t.startswith(SPACE) or t == UNKNOWN for t in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
@@ -200,7 +201,7 @@ class BeamSearch:
             if self._scorer is None or not prefix.word:
                 prefix.closing = 0.0, prefix.state
             else:
-                prefix.closing = self._scorer.score(prefix.state, join([prefix.word]))
+                prefix.closing = self._scorer.score(prefix.state, self._written(prefix.word))
         return prefix.closing
 
     def _child(self, beam: _Beam, parent: _Prefix, token: int) -> _Prefix:
@@ -214,10 +215,14 @@ class BeamSearch:
                     child.word, child.words = self._texts[token], parent.words + score
                 else:
                     child.word, child.words = parent.word + self._texts[token], parent.words
-                ahead = self._scorer.ahead(join([child.word])) if child.word else 0.0
-                child.rank = child.words + ahead
+                written = self._written(child.word)
+                child.rank = child.words + (self._scorer.ahead(written) if written else 0.0)
                 child.future = hash((child.state, child.word, token))
         return child
+
+    def _written(self, word: str) -> str:
+        """The text of a word that is spelled by tokens."""
+        return word if self._plain else join([word])
 
     def _finish(self, beam: _Beam) -> list[tuple[_Prefix, float, float]]:
         """The end of the recording closes the last words and the sentence."""
