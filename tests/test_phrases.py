@@ -122,6 +122,11 @@ def test_a_grammar_lets_only_its_phrases_pass(grammar, text, expected):
     assert decode(said(text), grammar=grammar) == expected
 
 
+@pytest.mark.parametrize("text", ["the weather", "on and on", "what a lovely day", "turnip farm"])
+def test_other_speech_is_none_of_the_phrases(grammar, text):
+    assert decode(said(text), grammar=grammar) == ""
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("tokens", [TOKENS, PIECES])
 def test_whatever_is_said_the_text_is_of_the_grammar(grammar, tokens, seed):

@@ -19,10 +19,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asr.runtime.decoding import greedy_decode
 from asr.runtime.phrases import Grammar
 from asr.runtime.tokenizer import SPACE, UNKNOWN, join
 
 KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis needs are forgotten
+# Natural logarithm, for each token, that a grammar's text may be less likely than the likeliest
+# one; on dev-clean it lies between what was said and other phrases.
+UNLIKELY = 2.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +101,7 @@ class BeamSearch:
     """Turns log_probs into token ids; `search` gives all the hypotheses that are left.
 
     `tokens` are the model's, the blank first. Without a `scorer` the likeliest tokens win. A
-    `grammar` is one that also forbids tokens.
+    `grammar` is one that also forbids tokens: it gives nothing where what is said is none of it.
     """
 
     def __init__(
@@ -116,8 +120,11 @@ class BeamSearch:
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
         """Token ids of the best hypothesis for log_probs (T', V); none if none is possible."""
-        prefix, _, score = max(self._search(log_probs), key=lambda found: found[2])
-        return prefix.ids() if score > -np.inf else []
+        prefix, log_prob, score = max(self._search(log_probs), key=lambda found: found[2])
+        if score == -np.inf:
+            return []
+        ids = prefix.ids()
+        return [] if self._grammar and not likely(log_probs, ids, log_prob) else ids
 
     def search(self, log_probs: npt.NDArray[np.floating]) -> list[Hypothesis]:
         """The hypotheses left after log_probs (T', V), best first; ValueError for damaged ones."""
@@ -305,6 +312,13 @@ class _Beam:
                 at = at.parent
         self.known = kept
         self._limit = len(kept) + KEPT_PREFIXES
+
+
+def likely(log_probs: npt.NDArray[np.floating], ids: list[int], log_prob: float) -> bool:
+    """Whether ids of which the paths have `log_prob` can be what log_probs (T', V) hold."""
+    best = float(log_probs.max(axis=1).sum())
+    length = max(len(ids), len(greedy_decode(log_probs)), 1)
+    return best - log_prob < UNLIKELY * length
 
 
 def unlike(prefixes: list[_Prefix], scores: Floats) -> list[int]:
