@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 __version__ = "0.1.0"
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | Path | None = None, threads: int = 0, beam: BeamConfig | None = None,
-    min_confidence: float | None = None,
+    path: str | Path | None = None, threads: int = 0,
+    beam: BeamConfig | Literal[False] | None = None, min_confidence: float | None = None,
 ) -> Recognizer:  # fmt: skip
     """Loads a `.pt` checkpoint or an `.onnx` export, else the English model that ships.
 
-    `threads` 0 means all cores. Greedy decoding unless `beam` sets up a search, e.g.
+    `threads` 0 means all cores. As in the command the English model comes with its language model;
+    `beam=False` leaves that out. Other models decode greedily unless `beam` sets up a search, e.g.
     `asr.runtime.beam.BeamConfig(lm="english.lm")`. Segments of which less than a share of
     `min_confidence` of the words is expected to be right are left out; 0 leaves in what is heard
     in noise and music, None is `asr.runtime.recognizer.MIN_CONFIDENCE`.

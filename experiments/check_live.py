@@ -30,6 +30,7 @@ from asr.runtime.audio import Waveform, read_audio
 from asr.runtime.capture import SECONDS
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
+from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.live import Event, Listener
 from asr.runtime.recognizer import Recognizer, load
 from asr.runtime.words import Word
@@ -47,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--join", type=int, default=1, help="so many as one, a second apart (default: 1)")
     add("--wall", action="store_true", help="wait for the sound as it would come")
     parser.add_output_path("JSON with the figures")
+    add_beam_flags(parser)
     args = parser.parse_args(argv)
     args.command = command_line("experiments/check_live.py", argv)
     return args
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints and writes."""
     if args.output_path:
         check_writable(args.output_path)
-    recognizer = load(args.model_path, threads=1)
+    recognizer = load(args.model_path, threads=1, beam=beam_from_flags(args) or False)
     rate = recognizer.info.features.sample_rate
     chosen = spread(read_test_data(args.test_data), args.limit)
     waveforms = [read_audio(u.audio_filepath, rate) for u in chosen]

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints and writes."""
     if args.output_path:
         check_writable(args.output_path)
-    recognizer = load(args.model_path, 1, beam_from_flags(args), min_confidence=0)
+    recognizer = load(args.model_path, 1, beam_from_flags(args) or False, min_confidence=0)
     utterances = spread(read_test_data(args.test_data), args.limit)
     random = np.random.default_rng(args.seed)
     mixed = [utterances[i] for i in random.permutation(len(utterances))]

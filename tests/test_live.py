@@ -33,7 +33,7 @@ def speech():
 
 @pytest.fixture(scope="module")
 def reader():
-    return load(threads=1)
+    return load(threads=1, beam=False)
 
 
 @pytest.fixture(scope="module")

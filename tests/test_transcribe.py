@@ -13,16 +13,19 @@ import onnxruntime
 import pytest
 import soundfile
 
+import asr
 from asr import load
 from asr.runtime import pieces, shipped
 from asr.runtime.backends import Info, explain
 from asr.runtime.config import FeatureConfig
+from asr.runtime.decoding import greedy_decode
 from asr.runtime.readings import meeting_frame
 from asr.runtime.recognizer import SILENCE, Recognizer
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.transcribe import main
 from tests.conftest import babble
 
+ROOT = Path(__file__).resolve().parents[1]
 UNIT = 640  # samples an output frame
 
 
@@ -319,6 +322,16 @@ def test_the_default_model_is_the_one_that_ships(tiny_onnx, clip, tmp_path, monk
     (line,) = capsys.readouterr().err.splitlines()
     assert "the English model is missing here" in line
     assert str(tmp_path / "english.onnx") in line
+
+
+def test_python_reads_as_the_command_does(capsys):
+    """The English model comes with its language model in both, and without it where told so."""
+    audio = ROOT / "data" / "mini" / "test" / "af_bella" / "0000.opus"
+    for flags, beam in ([], None), (["--lm", "none"], False):
+        recognizer = asr.load(threads=1, beam=beam)
+        assert (recognizer.decoder is greedy_decode) is (beam is False)
+        assert main([str(audio), "--threads", "1", *flags]) == 0
+        assert capsys.readouterr().out == recognizer.transcribe(audio).text + "\n" != "\n"
 
 
 def test_a_full_disk_keeps_the_old_text(tiny_onnx, clip, tmp_path, capsys):

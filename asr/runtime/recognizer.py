@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from asr.runtime.pauses import settle
 from asr.runtime.pieces import Piece, cut_in_pauses
 from asr.runtime.readings import Reading, join
 from asr.runtime.result import Result, Segment, split_at_pauses
-from asr.runtime.shipped import find_model
+from asr.runtime.shipped import find_language_model, find_model
 from asr.runtime.sources import AudioWarning, name_of
 from asr.runtime.tokenizer import Tokenizer
 from asr.runtime.vad import Detector, find_speech
@@ -231,21 +231,22 @@ def warn(problem: str) -> None:
 
 
 def load(
-    path: str | Path | None = None, threads: int = 0, beam: BeamConfig | None = None,
-    min_confidence: float | None = None,
+    path: str | Path | None = None, threads: int = 0,
+    beam: BeamConfig | Literal[False] | None = None, min_confidence: float | None = None,
 ) -> Recognizer:  # fmt: skip
     """Loads an `.onnx` export or a `.pt` checkpoint, else the English model that ships.
 
-    `threads` 0 means all cores. With `beam` it decodes by beam search, else greedily; for
-    `min_confidence` see `asr.load`. Raises ValueError, in one line, for a file that is missing,
-    damaged or of another kind.
+    `threads` 0 means all cores; for `beam` and `min_confidence` see `asr.load`. Raises ValueError,
+    in one line, for a file that is missing, damaged or of another kind.
     """
     recognizer = Recognizer(open_model(find_model(path), threads))
     if min_confidence is not None:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence {min_confidence} must lie in [0, 1]")
         recognizer.min_confidence = min_confidence
-    if beam is not None:
+    if beam is None and path is None and (lm := find_language_model()):
+        beam = BeamConfig(lm=lm)
+    if beam:
         from asr.runtime.language_model import load_decoder
 
         recognizer.decoder = load_decoder(recognizer.info.tokens, beam)

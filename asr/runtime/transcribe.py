@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from asr.runtime import formats
 from asr.runtime.audio import EXTENSIONS, count_channels
+from asr.runtime.beam import BeamConfig
 from asr.runtime.capture import from_microphone, from_stream, until_interrupted
 from asr.runtime.cli import Parser, Progress, describe, guarded, number
 from asr.runtime.files import check_writable, printable, stream_of
@@ -122,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_audio(args.audio)
     several = len(files) > 1 or Path(args.audio[0]).is_dir() or args.channel == EACH
     form = args.output_format or formats.format_of(args.output_path)
-    beam = beam_from_flags(args)
+    beam: BeamConfig | Literal[False] = beam_from_flags(args) or False
     tasks = [task for path in files for task in tasks_of(path, args.channel)]
     failed = 0
     with Output(args.output_path, form, several, [task.name for task in tasks], files) as output:
@@ -157,7 +159,8 @@ def run_live(args: argparse.Namespace) -> int:
         raise ValueError(f"--output_format {form}: what is being said is written as text or json")
     if args.output_path:
         check_writable(args.output_path)
-    recognizer = load(args.model_path, args.threads, beam_from_flags(args), args.min_confidence)
+    beam: BeamConfig | Literal[False] = beam_from_flags(args) or False
+    recognizer = load(args.model_path, args.threads, beam, args.min_confidence)
     rate = args.sample_rate
     if rate is None:
         rate = recognizer.info.features.sample_rate
