@@ -87,7 +87,8 @@ def lenient(path):
 
 @pytest.mark.parametrize(
     ("container", "subtype"), [*KINDS, ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("W64", "PCM_16"),
-                               ("RF64", "PCM_16"), ("WAV", "GSM610")],
+                               ("RF64", "PCM_16"), ("WAV", "GSM610"), ("CAF", "PCM_16"),
+                               ("NIST", "PCM_16"), ("NIST", "ULAW")],
 )  # fmt: skip
 def test_what_is_there_of_a_cut_file_is_read_and_the_rest_said(tmp_path, container, subtype):
     path = tmp_path / "cut"
@@ -104,7 +105,7 @@ def test_what_is_there_of_a_cut_file_is_read_and_the_rest_said(tmp_path, contain
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-@pytest.mark.parametrize("container", ["WAV", "AU", "RF64"])
+@pytest.mark.parametrize("container", ["WAV", "AU", "RF64", "AIFF", "CAF"])
 def test_samples_behind_what_the_header_counts_are_read(tmp_path, container, size):
     data = bytearray(encoded(container, "PCM_16"))
     if container == "WAV":
@@ -112,10 +113,16 @@ def test_samples_behind_what_the_header_counts_are_read(tmp_path, container, siz
         data[at : at + 4] = struct.pack("<I", size)
     elif container == "AU":
         data[8:12] = struct.pack(">I", size)
+    elif container == "AIFF":
+        at = data.find(b"SSND") + 4
+        data[at : at + 4] = struct.pack(">I", size)
+    elif container == "CAF":
+        at = data.find(b"data") + 4
+        data[at : at + 8] = struct.pack(">Q", size)
     else:
         at = data.find(b"ds64") + 16
         data[at : at + 8] = struct.pack("<Q", size)
-    data[-2000:] = np.full(1000, -20000, ">i2" if container == "AU" else "<i2").tobytes()
+    data[-2000:] = np.full(1000, -20000, "<i2" if container in ("WAV", "RF64") else ">i2").tobytes()
     path = tmp_path / "a"
     path.write_bytes(data)
     waveform = read_audio(path)

@@ -33,6 +33,7 @@ MAX_CHANNELS = 8  # of an array; more look like a batch of waveforms
 BLOCK = 1 << 20  # frames read at once
 CANCELLED = 0.25  # of the power that a mean of unlike channels has: they cancel each other
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least this for a FLAC without a length
+SEEN = ("WAV", "WAVEX", "RF64", "MP3", "OGG", "AIFF", "CAF", "NIST")  # by `containers`
 AGAIN = "copy or download it again, or re-encode what is there"
 
 Waveform = npt.NDArray[np.float32]
@@ -195,7 +196,7 @@ def _open(part: Any, source: Source) -> Any:
 def _check_header(sound: Any, name: str, incomplete: Callable[[str], None]) -> None:
     """libsndfile notes where a header counts more bytes than there are, and goes on."""
     for claimed, there in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
-        if int(claimed) > int(there) and sound.format not in ("WAV", "WAVEX", "RF64", "MP3", "OGG"):
+        if int(claimed) > int(there) and sound.format not in SEEN:
             incomplete(f"{name}: truncated ({there} of {claimed} bytes)")
             return
 

@@ -9,6 +9,7 @@ libsndfile one of them as a file of its own, its header mended.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,6 +84,12 @@ def find_parts(file: BinaryIO, size: int, name: str) -> tuple[list[Span], str]:
         offset, length = struct.unpack(">II", head[4:])
         less = length < size - start - offset
         return [Span(start, size, ((start + 8, b"\xff" * 4),) if less else ())], ""
+    if head[:4] == b"FORM" and head[8:11] == b"AIF":
+        return _chunk_parts(file, start, size, start + 12, ">4sI", b"SSND")
+    if head[:4] == b"caff":
+        return _chunk_parts(file, start, size, start + 8, ">4sQ", b"data")
+    if head[:7] == b"NIST_1A":
+        return _sphere_parts(file, start, size)
     sync = len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
     if sync or (start and not head[:4].isalnum()) or name.lower().endswith(".mp3"):
         return _mp3_parts(file, start, size)
@@ -181,6 +188,58 @@ def _wav_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
             return [Span(start, size, ((field_at, patch),))], ""
         place += 8 + length + length % 2
     return ([Span(start, size)], "") if data else ([], "truncated (no samples after the header)")
+
+
+# ---- AIFF, CAF, SPHERE ------------------------------------------------------------------------
+
+
+def _chunk_parts(
+    file: BinaryIO, start: int, size: int, place: int, header: str, samples: bytes
+) -> tuple[list[Span], str]:
+    """Chunks from `place` on, each with a name and a length as `header` packs them.
+
+    The length of the one with the samples must lie inside the file; what lies behind it and is no
+    chunk are samples too.
+    """
+    width = struct.calcsize(header)
+    even = header == ">4sI"  # AIFF's chunks begin at even bytes
+    begin = 0  # of the samples, behind the header of their chunk
+    while place + width <= size:
+        name, length = struct.unpack(header, _read(file, place, width))
+        is_chunk = name.isascii() and name.decode("ascii").isprintable()
+        if begin and not is_chunk:
+            return [_counted(start, size, begin, header, size - begin)], ""
+        place += width
+        if name == samples and not begin:
+            begin, there = place, size - place
+            unknown = not length or length == (1 << 8 * (width - 4)) - 1
+            if length > there or unknown:
+                problem = "" if unknown else f"truncated ({there} of {length} bytes of samples)"
+                return [_counted(start, size, begin, header, there)] if there else [], problem
+        place += length + (length % 2 if even else 0)
+    return ([Span(start, size)], "") if begin else ([], "truncated (no samples after the header)")
+
+
+def _counted(start: int, size: int, begin: int, header: str, length: int) -> Span:
+    """The file with `length` bytes counted in the chunk whose contents start at `begin`."""
+    patch = struct.pack(header, b"", length)[4:]
+    return Span(start, size, ((begin - len(patch), patch),))
+
+
+def _sphere_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
+    """Lines of a name, a type and a value; libsndfile reads all that is there, and says nothing."""
+    lines = _read(file, start, 1024).decode("ascii", "replace").split("\n")
+    fields = {line.split()[0]: line.split()[-1] for line in lines if len(line.split()) == 3}
+    names = ("sample_count", "channel_count", "sample_n_bytes")
+    try:
+        begin = start + int(lines[1])
+        length = math.prod(int(fields[name]) for name in names)
+    except (IndexError, KeyError, ValueError):
+        return [Span(start, size)], ""
+    there = max(0, size - begin)
+    packed = "," in fields.get("sample_coding", "")  # as in "pcm,embedded-shorten-v2.00"
+    problem = f"truncated ({there} of {length} bytes of samples)"
+    return [Span(start, size)], problem if there < length and not packed else ""
 
 
 # ---- MP3 --------------------------------------------------------------------------------------
