@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -186,3 +187,31 @@ def test_the_core_installs_alone_and_transcribes_in_any_folder(tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == load(threads=1).transcribe(audio).text + "\n" != "\n"
     assert not list(empty.iterdir())
+
+
+@pytest.mark.slow
+def test_the_oldest_packages_that_are_admitted_run_the_shipped_files(tmp_path):
+    """In an environment of their own; with others one would not see that the bounds have moved."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / Path(sysconfig.get_path("scripts")).name / "python"
+    install = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *(x.replace(">=", "==") for x in needed)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if install.returncode and "No matching distribution" in install.stderr:
+        pytest.skip("no package registry at hand, or no wheels for this Python")
+    assert install.returncode == 0, install.stderr
+    audio = ROOT / "data" / "mini" / "test" / "af_bella" / "0000.opus"
+    models = [None, str(ROOT / "experiments" / "librispeech" / "model_int8.onnx")]
+    code = (
+        f"import asr\nfor m in {models}: print(asr.load(m, threads=1).transcribe({str(audio)!r}))"
+    )
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    texts = [load(model, threads=1).transcribe(audio).text for model in models]
+    assert done.stdout.splitlines() == texts
+    assert all(texts)
