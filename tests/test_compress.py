@@ -36,7 +36,7 @@ SHRINKING = {  # options, and by how much the file and the exported weights shri
     ],
     "factorization": [({"rank": 8}, 1.2, 1.15), ({"rank": 8, "activation_aware": True}, 1.2, 1.15)],
     "pruning": [
-        ({"sparsity": 0.5}, 1.7, 1.0),
+        ({"sparsity": 0.5}, 1.7, 1.6),
         ({"pruning_type": "structured", "sparsity": 0.5}, 1.4, 1.3),
     ],
     "quantization": [
@@ -162,16 +162,18 @@ def test_the_exported_weights_shrink(name, options, speech):
     result = core.run(tiny(), [make_step(name, options)], speech)
     before, after = (stored_bytes(export.prepare(c.model)) for c in (tiny(), result))
     assert before / after >= promised
+    assert after < 1.05 * report.file_bytes(result) + 5_000
 
 
-def onnx_difference(checkpoint, folder):
+def onnx_difference(checkpoint, folder, compute):
     """Mean difference of the log-probabilities of both files; `to_onnx` checks its own size."""
     again, _ = saved(checkpoint, folder / "model.pt")
-    export.to_onnx(again, folder / "model.onnx")
+    export.to_onnx(again, folder / "model.onnx", compute)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     x = torch.randn(1, 80, 130, generator=torch.Generator().manual_seed(2))
     (theirs,) = session.run(None, {"audio_signal": x.numpy(), "length": [130]})
-    ours = again.model(x.transpose(1, 2)).log_probs.detach().numpy()
+    prepared = export.prepare(again.model, compute)  # the same integers
+    ours = prepared(x.transpose(1, 2)).log_probs.detach().numpy()
     return abs(theirs - ours).mean()
 
 
@@ -195,7 +197,7 @@ def test_every_packed_layer_in_one_onnx_file(tmp_path):
         "LowRankLinear", "ClusteredLinear", "ClusteredConv", "QuantLinear", "Int8Linear",
         "QuantConv", "Int8Conv",
     }  # fmt: skip
-    assert onnx_difference(result, tmp_path) < 0.05
+    assert onnx_difference(result, tmp_path, "int8") < 0.02
 
 
 def test_what_computes_in_float_is_equal_in_onnx(tmp_path):
@@ -211,7 +213,7 @@ def test_what_computes_in_float_is_equal_in_onnx(tmp_path):
     ]
     result = core.run(tiny(), steps)
     assert replaced(result.model) >= {"LowRankLinear", "ClusteredConv", "QuantLinear"}
-    assert onnx_difference(result, tmp_path) < 1e-5
+    assert onnx_difference(result, tmp_path, "float") < 1e-5
 
 
 CHAIN = {  # what is crossed with what

@@ -1,0 +1,117 @@
+"""What exported files cost a device: loading, processor time of a run, memory, bytes.
+
+    python experiments/measure_exports.py --models runs/small/*/model.onnx --output exports.json
+
+Processor time, not latency: on a machine that others use it is what a run takes of one core, less
+disturbed. One thread, runs interleaved; the ratios are to the first model. Of each .onnx the
+checkpoint is the model.pt beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asr.common.provenance import command_line, commit, portable_path
+from asr.measure.machine import describe_machine
+from asr.measure.timing import peak_memory
+from asr.runtime.files import write_json
+
+SECONDS = 10.0  # of features at 100 frames a second
+
+
+def serve(path: str) -> None:
+    """Loads the model, then runs it once for every line of standard input."""
+    import time
+
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    before, start = peak_memory(), time.process_time()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    print(json.dumps([time.process_time() - start, before, peak_memory()]), flush=True)
+    frames = int(100 * SECONDS) + 1
+    features = np.random.default_rng(0).standard_normal((1, 80, frames), np.float32)
+    for _ in sys.stdin:
+        start = time.process_time()
+        session.run(None, {"audio_signal": features, "length": np.array([frames])})
+        print(json.dumps([time.process_time() - start, peak_memory()]), flush=True)
+
+
+class Loaded:
+    """A model in a process of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.load, self.interpreter, self.loaded = self.answer()
+        self.runs: list[float] = []
+
+    def answer(self) -> Any:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def run(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds, self.peak = self.answer()
+        self.runs.append(seconds)
+
+    def row(self, first: Loaded) -> dict[str, Any]:
+        pt = self.path.with_name("model.pt")
+        return {
+            "model": portable_path(str(self.path)),
+            "cpu_seconds": round(median(self.runs[1:]), 4),
+            "fastest": round(min(self.runs), 4),
+            "faster": round(median(first.runs[1:]) / median(self.runs[1:]), 3),
+            "load_cpu_seconds": round(self.load, 3),
+            "interpreter_bytes": self.interpreter,
+            "loaded_peak_bytes": self.loaded,
+            "peak_bytes": self.peak,
+            "onnx_bytes": self.path.stat().st_size,
+            "pt_bytes": pt.stat().st_size if pt.exists() else None,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", type=Path)
+    parser.add_argument("--output")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.serve)
+    models = [Loaded(path) for path in args.models]
+    for _ in range(args.rounds):
+        for model in models:
+            model.run()
+    rows = [model.row(models[0]) for model in models]
+    for row in rows:
+        print(row)
+    write_json(args.output, {
+        "command": command_line("experiments/measure_exports.py", None), "commit": commit(),
+        "seed": 0, "machine": describe_machine(), "seconds": SECONDS, "rounds": args.rounds,
+        "results": rows,
+    })  # fmt: skip
+    for model in models:
+        assert model.process.stdin
+        model.process.stdin.close()
+        model.process.wait()
+
+
+if __name__ == "__main__":
+    main()
