@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
-MICROSOFT = "com.microsoft"
 LARGEST = 64  # magnitude of a weight
 FINEST = 127  # of the multiplier of a group
 
@@ -57,7 +56,7 @@ class GroupedIntegers(nn.Module):
 
     q: Tensor
     multiplier: Tensor
-    raised: Tensor | None
+    zero_point: Tensor | None
     scale: Tensor
     zero: Tensor
 
@@ -67,24 +66,49 @@ class GroupedIntegers(nn.Module):
     ) -> None:  # fmt: skip
         """q (N, K) of 0 ... 2 * middle; scale (N, G); zero_point (N, G) like q, else `middle`."""
         super().__init__()
-        self.largest = middle if zero_point is None else 2 * middle - 1  # of q - zero point
-        self.steps = self.largest * FINEST / LARGEST
-        self.group_of = [i // group_size for i in range(q.shape[1])]
+        self.group_size, self.middle = group_size, middle
+        largest = middle if zero_point is None else 2 * middle - 1  # of q - zero point
+        self.steps = largest * FINEST / LARGEST
         top = scale.abs().amax(1, keepdim=True)  # (N, 1)
-        multiplier = (scale / top * FINEST).round().to(torch.int8)
-        self.register_buffer("q", q.to(torch.int8).t().contiguous())
-        self.register_buffer("multiplier", multiplier.t().contiguous())  # (G, N)
-        raised = None if zero_point is None else (self.largest - zero_point).to(torch.int8)
-        self.register_buffer("raised", None if raised is None else raised.t().contiguous())
-        self.register_buffer("scale", top.flatten().float() * (self.largest / LARGEST))
+        self.register_buffer("q", q.to(torch.int8))
+        self.register_buffer("multiplier", (scale / top * FINEST).round().to(torch.int8))  # (N, G)
+        self.register_buffer("zero_point", None if zero_point is None else zero_point.char())
+        self.register_buffer("scale", top.flatten().float() * (largest / LARGEST))
         self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
 
     def forward(self) -> Tensor:
-        groups = torch.tensor(self.group_of, dtype=torch.int32)
-        q, multiplier = self.q, self.multiplier.index_select(0, groups)  # (K, N)
-        if self.raised is not None:  # q - zero point + largest
-            q = quantized("QLinearAdd", q, 0, self.raised.index_select(0, groups), 1)
-        return quantized("QLinearMul", q, self.largest, multiplier, self.steps)
+        """One QLinearConv with a group of inputs for a channel, all of it in 8 bits.
+
+        No quotient lies in the middle of two integers, so every runtime rounds the same way.
+        """
+        (n, k), groups, size = self.q.shape, self.multiplier.shape[1], self.group_size
+        if not torch.onnx.is_in_onnx_export():
+            group = torch.arange(k) // size
+            zero = self.middle if self.zero_point is None else self.zero_point[:, group].float()
+            product = (self.q.float() - zero) * self.multiplier[:, group].float()
+            return (product / self.steps).round().to(torch.int8).t()
+        one, steps = torch.tensor(1.0), torch.tensor(self.steps)
+        nothing = torch.tensor(0, dtype=torch.int8)
+        middle, bias = torch.tensor(self.middle, dtype=torch.int8), None
+        if self.zero_point is not None:
+            middle, zero = nothing, self.zero_point.to(torch.int32)
+            bias = -(zero * self.multiplier.to(torch.int32)).flatten()
+        q = self.q
+        if k % size:
+            pads = torch.tensor([0, 0, 0, -k % size])
+            q = onnx_ops.symbolic(
+                "Pad", (q, pads, nothing), dtype=q.dtype, shape=[n, groups * size], version=19
+            )
+        weight: Tensor = onnx_ops.symbolic(
+            "QLinearConv",
+            (
+                q.view(1, n * groups, size, 1), one, middle,
+                self.multiplier.view(n * groups, 1, 1, 1), one, nothing, steps, nothing, bias,
+            ),
+            {"kernel_shape": [1, 1], "group": n * groups},
+            dtype=torch.int8, shape=[1, n * groups, size, 1], version=10,
+        )  # fmt: skip
+        return weight.view(n, groups * size)[:, :k].t()
 
 
 class TableIntegers(nn.Module):
@@ -122,24 +146,6 @@ class TableIntegers(nn.Module):
         if self.first is not None and not self.narrow:
             index = index + self.first
         return look_up(self.table, index)
-
-
-def quantized(kind: str, a: Tensor, a_zero: int, b: Tensor, steps: float) -> Tensor:
-    """(a - a_zero) plus (QLinearAdd) or times (QLinearMul) b, over `steps`, rounded to even: int8.
-
-    No quotient of the integers that stand here lies in the middle of two others.
-    """
-    if not torch.onnx.is_in_onnx_export():
-        x, y = a.float() - a_zero, b.float()
-        exact = x + y if kind == "QLinearAdd" else x * y
-        return (exact / steps).round().to(torch.int8)
-    one, divisor = torch.tensor(1.0), torch.tensor(float(steps))
-    a_offset, zero = (torch.tensor(z, dtype=torch.int8) for z in (a_zero, 0))
-    result: Tensor = onnx_ops.symbolic(
-        f"{MICROSOFT}::{kind}", (a, one, a_offset, b, one, zero, divisor, zero),
-        dtype=torch.int8, shape=a.shape, version=1,
-    )  # fmt: skip
-    return result
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:

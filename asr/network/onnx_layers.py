@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
-from asr.network.integers import MICROSOFT
+MICROSOFT = "com.microsoft"
 
 
 class Int8Linear(nn.Module):
