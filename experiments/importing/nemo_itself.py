@@ -121,14 +121,16 @@ def languages(folder: Path) -> Any:
 
 
 def randomise(model: Any) -> None:
-    """Weights and statistics that make every part of the model felt."""
+    """Weights and statistics that make every part felt, and an output that changes with time."""
     torch.manual_seed(0)
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
         if name.startswith("preprocessor") or not x.is_floating_point():
             continue
-        if x.ndim == 1:
-            torch.nn.init.uniform_(x, 0.5, 1.5) if "norm" in name else torch.nn.init.normal_(x)
-        elif "pos_bias" in name:
+        if "norm" in name and name.endswith(("weight", "running_var")):
+            torch.nn.init.uniform_(x, 0.5, 1.5)
+        elif x.ndim == 1 or "pos_bias" in name:
+            torch.nn.init.normal_(x, std=0.2)
+        elif "decoder_layers" in name:
             torch.nn.init.normal_(x)
 
 
