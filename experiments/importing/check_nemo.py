@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from asr.common.provenance import command_line
@@ -41,6 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command."""
     parser = Parser(__doc__)
     parser.add_argument("--python", required=True, help="the Python that has NeMo")
+    parser.add_argument("--work_dir", help="keeps what NeMo writes (default: a temporary folder)")
     parser.add_argument("--output_path", required=True, help="JSON to write")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/importing/check_nemo.py", argv)
@@ -49,9 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build(python: str, folder: Path) -> str:
     """Has NeMo write its models to the folder; returns its version."""
-    speech = vowel(35_000, 16_000)
-    noise = np.random.default_rng(SEED).normal(0, 0.01, len(speech))
-    np.save(folder / "audio.npy", (speech + noise).astype(np.float32))
+    np.save(folder / "audio.npy", recording())
     script = Path(__file__).with_name("nemo_itself.py")
     done = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True)
     if done.returncode:
@@ -59,12 +59,19 @@ def build(python: str, folder: Path) -> str:
     return (folder / "version.txt").read_text()
 
 
+def recording() -> npt.NDArray[np.float32]:
+    """Two seconds like speech, (N,) at 16 kHz."""
+    speech = vowel(35_000, 16_000)
+    noise = np.random.default_rng(SEED).normal(0, 0.01, len(speech))
+    return (speech + noise).astype(np.float32)
+
+
 def compare(folder: Path, name: str) -> dict[str, Any]:
     """The largest differences of features and log-probabilities between NeMo and the import."""
     theirs = np.load(folder / f"{name}.npz")
     language = LANGUAGE if name == "languages" else ""
     checkpoint = import_nemo(folder / f"{name}.nemo", language).checkpoint
-    features = log_mel(np.load(folder / "audio.npy"), checkpoint.features)  # (T, n_mels)
+    features = log_mel(recording(), checkpoint.features)  # (T, n_mels)
     with torch.inference_mode():
         found = checkpoint.model(torch.from_numpy(features)[None]).log_probs[0].numpy()
     expected = theirs["log_probs"]  # (T', V + 1)
@@ -87,10 +94,12 @@ def compare(folder: Path, name: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Builds, compares, prints and writes."""
     check_writable(args.output_path)
-    with tempfile.TemporaryDirectory() as name:
-        version = build(args.python, Path(name))
-        rows = [compare(Path(name), model) for model in NAMES]
-        exports = compare_exports(Path(name), EXPORTED)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.work_dir or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        version = build(args.python, folder)
+        rows = [compare(folder, model) for model in NAMES]
+        exports = compare_exports(folder, EXPORTED)
     for row in rows:
         print(f"NeMo {version} {row['model']}: log-probabilities {row['log_probs']:.1e}")
     about = provenance(args.command, SEED) | {"nemo": version}

@@ -27,6 +27,8 @@ def compare_exports(folder: Path, name: str) -> list[dict[str, Any]]:
     """What each runtime reads from FOLDER/audio.npy by FOLDER/NAME.onnx and by our export."""
     checkpoint = import_nemo(folder / f"{name}.nemo").checkpoint
     ours, theirs = folder / "ours", folder / "theirs"
+    for place in (ours, theirs):
+        place.mkdir(exist_ok=True)
     to_onnx(checkpoint, ours / "model.onnx")
     place_theirs(folder / f"{name}.onnx", theirs, checkpoint)
     for place in (ours, theirs):
@@ -53,7 +55,6 @@ def row(runtime: str, ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
 
 def place_theirs(path: Path, folder: Path, checkpoint: Checkpoint) -> None:
     """NeMo's export with the metadata and the list of tokens that sherpa-onnx wants."""
-    folder.mkdir()
     model = onnx.load(path)
     about = {
         "model_type": "EncDecCTCModelBPE", "normalize_type": "per_feature",
