@@ -1,7 +1,7 @@
 """Imported models against NeMo's own numbers, and archives that are damaged or made to harm.
 
 tests/data/nemo holds archives that NeMo 3.0.0 wrote (random weights), each with the features and
-log-probabilities that NeMo computed for two recordings.
+log-probabilities that NeMo computed for two recordings; `languages` is of nemo_itself.py.
 """
 
 import gzip
@@ -23,6 +23,7 @@ from asr.importing.nemo import import_nemo
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import log_mel, n_frames, raw_log_mel
+from experiments.importing import check_nemo
 from scripts import import_model
 
 DATA = Path(__file__).parent / "data" / "nemo"
@@ -94,6 +95,17 @@ def test_from_audio_to_nemos_log_probabilities(name):
         np.testing.assert_allclose(features, theirs, atol=4e-3)
         expected = blank_first(numbers["log_probs"][i, : numbers["out_len"][i]])
         np.testing.assert_allclose(log_probs_of(checkpoint, waveform), expected, atol=1e-4)
+
+
+def test_one_language_of_an_aggregated_tokenizer_that_nemo_built():
+    """NeMo's softmax is over 90 English and 80 Hindi pieces; what is imported is Hindi alone."""
+    row = check_nemo.compare(DATA, "languages")
+    assert row["log_probs"] < 1e-4
+    assert row["tokens"] == 81
+    tokenizer = import_nemo(DATA / "languages.nemo", "hi").checkpoint.tokenizer
+    text = tokenizer.decode([5, 1, 9, 30])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert not set(text) & set("abcdefghijklmnopqrstuvwxyz")
 
 
 def test_the_tokens_are_nemos_with_the_blank_first():
