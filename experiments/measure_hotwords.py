@@ -53,6 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--lm_weight", type=number, default=BeamConfig.lm_weight, help="as transcribe")
     add("--word_bonus", type=number, default=BeamConfig.word_bonus, help="as transcribe")
     add("--every", type=int, default=1, metavar="N", help="only every Nth utterance")
+    add("--first", type=int, default=0, metavar="N", help="from this one on: another part of them")
     parser.add_output_path("JSON with the table")
     args = parser.parse_args(argv)
     args.command = command_line("experiments/measure_hotwords.py", argv)
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints and writes a row for no hotwords, and for every bonus."""
     if args.output_path:
         check_writable(args.output_path)
-    utterances = load_dataset(args.dev_data)[:: args.every]
+    utterances = load_dataset(args.dev_data)[args.first :: args.every]
     references = [" ".join(words_of(u.text)) for u in utterances]
     common = {word for line in read_lines(args.text) for word in words_of(line.text)}
     found = {word for reference in references for word in reference.split()} - common
