@@ -2,7 +2,8 @@
 # The English model that ships, from public speech and a trained phoneme recogniser: collected speech and
 # text, a front that hears as the recogniser does, blocks for characters on top, a language model.
 # Usage: scripts/train_english.sh SPEECH LIBRISPEECH OTHER TEXT TEACHER [folder, default runs/english]
-#   SPEECH       folders common_voice, librispeech_dev, storybooks, minds14, each with train.json
+#   SPEECH       folders common_voice, librispeech_dev, storybooks, minds14, each with train.json;
+#                common_voice_unlabelled is used where it is there
 #   LIBRISPEECH  folders train-clean-100, dev-clean, test-clean, test-other
 #   OTHER        folders cmu_arctic, kathleen, ljspeech, speechocean762, each with train.json
 #   TEXT         sentences for the language model, one a line, without those of the test sets
@@ -16,7 +17,7 @@ PATH="$PWD/.venv/bin:$PATH"
 [ $# -ge 5 ] || { sed -n 5,10p "$0" >&2; exit 2; }
 speech=$1 librispeech=$2 other=$3 text=$4 teacher=$5 out=${6:-runs/english}
 run() { printf '\n$ %s\n' "$*"; "$@"; }
-minutes=17 epochs=3 half=1 ngrams=1900000
+minutes=17 epochs=3 half=1 ngrams=1400000
 [ -z "${FAST:-}" ] || { minutes=0.5 epochs=2 half=0.02 ngrams=20000; }
 
 [ -e "$out/prepared/dev-clean.json" ] || run python scripts/prepare_data.py --to_wav \
@@ -35,17 +36,32 @@ for pair in clean-100=0.5 librispeech_dev=0.5 common_voice=0.6 storybooks=0.5 lj
     cmu_arctic=0.2 kathleen=0.2 speechocean762=0.25 minds14=0.15; do
     weights+=${weights:+,}${pair%=*}=$(awk "BEGIN { print ${pair#*=} * $half }")
 done
-run python train.py --init_from "$out/start.pt" --data_dir "$out/data" --output_dir "$out/model" \
-    --resume --epochs "$epochs" --freeze_blocks 4 --freeze_epochs 1 --front_rate 0.3 \
-    --corpus_weights "$weights" --batch_seconds 40 --batch_size 32 --learning_rate 1.4e-3 \
-    --warmup_steps 150 --sorted_epochs 0 --max_duration 24 --time_masks 2 --freq_masks 1 --warp 0 \
-    --silence 0.2 --reverb 0.08 --babble 0.03 --noise 0.15 --clip 0.03 --telephone 0.08 \
-    --codec 0.003 --level 0.2
+train() {
+    run python train.py --resume --epochs "$epochs" --freeze_blocks 4 --batch_seconds 40 \
+        --batch_size 32 --sorted_epochs 0 --max_duration 24 --freq_masks 1 --warp 0 --silence 0.2 \
+        --reverb 0.08 --babble 0.03 --noise 0.15 --clip 0.03 --telephone 0.08 --codec 0.003 \
+        --level 0.2 "$@"
+}
+train --init_from "$out/start.pt" --data_dir "$out/data" --output_dir "$out/model" --time_masks 2 \
+    --corpus_weights "$weights" --freeze_epochs 1 --front_rate 0.3 --learning_rate 1.4e-3 \
+    --warmup_steps 150
 
 [ -e "$out/english.lm" ] || run python scripts/build_lm.py --order 3 --prune 0,1,1 \
     --max_ngrams "$ngrams" --text "$text" "$out"/data/train-*.json --output_path "$out/english.lm" \
     --exclude "$out"/data/dev-*.json "$librispeech"/test-{clean,other}
-run python experiments/ship_model.py --model_path "$out/model/model.pt" --output_dir "$out/shipped"
+
+# Texts by the model itself for Common Voice without transcripts, where it is sure, and on with these.
+final=model unlabelled=$speech/common_voice_unlabelled/train.json
+if [ -e "$unlabelled" ]; then
+    [ -e "$out/heard/train-heard.json" ] || run python scripts/label_speech.py \
+        --model_path "$out/model/model.pt" --lm "$out/english.lm" --beam_size 8 --min_confidence 0.4 \
+        --data_dir "$unlabelled" --output_path "$out/heard/train-heard.json"
+    train --init_from "$out/model/model.pt" --data_dir "$out/data" "$out/heard/train-heard.json" \
+        --output_dir "$out/model_2" --front_rate 0.4 --learning_rate 8e-4 --warmup_steps 60 \
+        --corpus_weights "$weights,heard=$(awk "BEGIN { print 0.4 * $half }")" --time_masks 1
+    final=model_2
+fi
+run python experiments/ship_model.py --model_path "$out/$final/model.pt" --output_dir "$out/shipped"
 cp "$out/english.lm" "$out/shipped/"
 run python scripts/tune_lm.py --model_path "$out/shipped/model_int8.onnx" --lm "$out/english.lm" \
     --dev_data "$out"/data/dev-{clean,open}.json --output_path "$out/tune_lm.json"
