@@ -1,6 +1,6 @@
-"""What exported files cost a device: loading, processor time of a run, memory, bytes.
+"""Measures what exported files cost a device: loading, processor time of a run, memory, bytes.
 
-    python experiments/measure_exports.py --models runs/small/*/model.onnx --output exports.json
+    python experiments/measure_exports.py --models runs/*/model.onnx --output_path exports.json
 
 Processor time, not latency: on a machine that others use it is what a run takes of one core, less
 disturbed. One thread, runs interleaved; the ratios are to the first model. Of each .onnx the
@@ -13,17 +13,20 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asr.common.provenance import command_line, commit, portable_path
-from asr.measure.machine import describe_machine
+from asr.common.provenance import command_line, portable_path
+from asr.measure.machine import provenance
 from asr.measure.timing import peak_memory
-from asr.runtime.files import write_json
+from asr.runtime.cli import Parser, guarded
+from asr.runtime.files import check_writable, write_json
 
+SERVE = "serve"  # a process of its own, for one model
 SECONDS = 10.0  # of features at 100 frames a second
 
 
@@ -53,7 +56,7 @@ class Loaded:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(path)],
+            [sys.executable, __file__, SERVE, str(path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.load, self.interpreter, self.loaded = self.answer()
@@ -86,15 +89,8 @@ class Loaded:
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", type=Path)
-    parser.add_argument("--output")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.serve:
-        return serve(args.serve)
+def run(args: argparse.Namespace) -> int:
+    check_writable(args.output_path)
     models = [Loaded(path) for path in args.models]
     for _ in range(args.rounds):
         for model in models:
@@ -102,16 +98,40 @@ def main() -> None:
     rows = [model.row(models[0]) for model in models]
     for row in rows:
         print(row)
-    write_json(args.output, {
-        "command": command_line("experiments/measure_exports.py", None), "commit": commit(),
-        "seed": 0, "machine": describe_machine(), "seconds": SECONDS, "rounds": args.rounds,
-        "results": rows,
-    })  # fmt: skip
+    about = {"seconds": SECONDS, "rounds": args.rounds, "results": rows}
+    write_json(args.output_path, provenance(args.command, 0) | about)
     for model in models:
         assert model.process.stdin
         model.process.stdin.close()
         model.process.wait()
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--models", nargs="+", type=Path, required=True, help=".onnx files; ratios are to the first"
+    )
+    add("--output_path", required=True, help="JSON to write")
+    add("--rounds", type=int, default=11, help="runs of each, interleaved (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds} must be at least 2: the first is a warm-up")
+    for path in args.models:
+        if not path.is_file():
+            parser.error(f"{path}: no such model")
+    args.command = command_line("experiments/measure_exports.py", argv)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return guarded(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [SERVE]:
+        serve(sys.argv[2])
+    else:
+        sys.exit(main())
