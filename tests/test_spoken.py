@@ -14,7 +14,7 @@ from asr.measure.spoken import check_language, spoken
         ("3.5 or 3,5", "three point five or three five"),
         ("the 21st of 2", "the twenty first of two"),
         ("room 007a", "room seven a"),
-        ("9" * 400, "9" * 400),
+        ("9" * 400, " ".join(["nine"] * 400)),
         ("", ""),
     ],
 )

@@ -27,14 +27,19 @@ NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 def spoken(text: str) -> str:
     """The text in words of a-z and apostrophes, lower case; signs without a reading are dropped."""
     text = unicodedata.normalize("NFKD", text.translate({0x2018: "'", 0x2019: "'", 0x02BC: "'"}))
-    text = "".join(c for c in text if not unicodedata.combining(c)).lower()
+    text = say_signs("".join(c for c in text if not unicodedata.combining(c)).lower())
+    words = re.sub(r"[^a-z']", " ", text).split()
+    return " ".join(bare for word in words if (bare := word.strip("'")))
+
+
+def say_signs(text: str) -> str:
+    """A text in lower case with its abbreviations, numbers and signs as words."""
     text = re.sub(rf"\b({'|'.join(SHORT)})\.(?=\s|$)", lambda m: SHORT[m[1]], text)
     for pattern, say in RULES:
         text = re.sub(pattern, say, text)
     for sign, word in SIGNS.items():
         text = text.replace(sign, f" {word} ")
-    words = re.sub(r"[^a-z']", " ", text).split()
-    return " ".join(bare for word in words if (bare := word.strip("'")))
+    return text
 
 
 def words_of(number: str, **kind: str) -> str:

@@ -20,7 +20,7 @@ def spoken(text: str, language: str = "en") -> str:
     ValueError for an unknown language.
     """
     if language == "en":
-        return english.spoken(text)
+        return " ".join(words_of(english.say_signs(normalise(text))))
     text = THOUSANDS.sub("", normalise(text))
     return " ".join(words_of(NUMBER.sub(lambda found: f" {_say(found[0], language)} ", text)))
 
