@@ -21,8 +21,9 @@ setup: .venv/installed
 demo: setup
 	scripts/demo.sh $(DEMO)
 
+# a process a core, each with one thread; the tests of a file stay together
 test: lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
