@@ -101,12 +101,15 @@ class Comparison:
         return [self.folder / f"{name}_{kind}.json" for kind in ("pt", "onnx")]
 
     def model(self, name: str) -> Path:
+        """A row's checkpoint."""
         return self.model_path if name == FLOAT else self.folder / name / MODELS[0]
 
     def exported(self, name: str) -> Path:
+        """A row's .onnx."""
         return self.folder / name / MODELS[1]
 
     def is_made(self, name: str) -> bool:
+        """Whether a row has its files and both results."""
         files = [self.model(name), self.exported(name), *self.results(name)]
         return all(path.exists() for path in files)
 
@@ -114,7 +117,7 @@ class Comparison:
         """Makes what a row lacks; why the method does not suit the model, or ""."""
         model, exported = self.model(name), self.exported(name)
         if not model.exists():
-            why = self.compress(name, command)
+            why = self.compress(name)
             if why:
                 return why
         if not exported.exists():
@@ -124,10 +127,11 @@ class Comparison:
                 self.measure(path, measured, command)
         return ""
 
-    def compress(self, name: str, command: str) -> str:
+    def compress(self, name: str) -> str:
+        """Writes a row's checkpoint, and first that of the row it begins from; as `make` else."""
         row = ROWS[name]
         if row.of != FLOAT and not self.model(row.of).exists():
-            why = self.compress(row.of, command)
+            why = self.compress(row.of)
             if why:
                 return why
         options = row.options | (row.speech if self.calibrate else {})
@@ -143,6 +147,7 @@ class Comparison:
         return ""
 
     def measure(self, path: Path, model: Path, command: str) -> None:
+        """Writes the result of a model to `path`, compared with the float one's where there is."""
         first = self.results(FLOAT)[0]
         other = first if first.exists() and first != path else None
         result = evaluate_data(model, list(self.test_data), other=other)

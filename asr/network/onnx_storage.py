@@ -259,6 +259,7 @@ def pack_rows(array: Array, base: int, per_byte: int) -> npt.NDArray[np.uint8]:
 
 
 def bits_of(levels: int) -> int:
+    """The bits of a field that holds 0 ... levels - 1."""
     return max(levels - 1, 1).bit_length()
 
 
