@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import ConformerCTC, valid_mask
+from asr.network.model import ConformerCTC
+from asr.network.parts import valid_mask
 
 BLANKS = ("plain", "weighted", "removed")
 

@@ -34,11 +34,8 @@ from asr.corpus.splits import load_dataset
 from asr.importing.hama import BLOCKS, WIDTH, Teacher
 from asr.measure.machine import provenance
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.network.model import (
-    ConformerCTC,
-    count_parameters,
-    valid_mask,
-)
+from asr.network.model import ConformerCTC, count_parameters
+from asr.network.parts import valid_mask
 from asr.runtime.audio import read_audio
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.config import FeatureConfig, ModelConfig

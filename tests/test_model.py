@@ -9,16 +9,10 @@ import scipy.special
 import torch
 from torch import nn
 
-from asr.network.model import (
-    ConformerCTC,
-    ConvSubsampling,
-    LockedDropout,
-    MaskedBatchNorm,
-    RelPositionAttention,
-    count_parameters,
-    relative_positions,
-    shift_relative,
-)
+from asr.network.attention import RelPositionAttention, relative_positions, shift_relative
+from asr.network.model import ConformerCTC, MaskedBatchNorm, count_parameters
+from asr.network.parts import LockedDropout
+from asr.network.subsampling import ConvSubsampling
 from asr.runtime.config import PRESETS, ModelConfig, preset
 from asr.runtime.features import subsampled_length
 

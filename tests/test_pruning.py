@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from asr.network.attention import RelPositionAttention
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.network.model import ConformerCTC, ConvModule, FeedForward, RelPositionAttention
+from asr.network.model import ConformerCTC, ConvModule, FeedForward
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
 from asr.training.data import Batch

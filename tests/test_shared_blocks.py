@@ -8,8 +8,9 @@ import torch
 
 from asr.network import export
 from asr.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from asr.network.model import ConformerCTC, Turns, count_parameters
+from asr.network.model import ConformerCTC, count_parameters
 from asr.network.onnx_graph import stored_bytes
+from asr.network.parts import Turns
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import Batch

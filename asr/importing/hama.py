@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import ConformerBlock, frame_context
+from asr.network.attention import frame_context
+from asr.network.model import ConformerBlock
 from asr.runtime.config import ModelConfig
 
 BLOCKS, WIDTH = 4, 144

@@ -173,8 +173,8 @@ def describe_layer(module: nn.Module) -> dict[str, Any] | None:
     if not hasattr(module, "args"):
         return None
     kind = type(module)
-    place = kind.__module__.split(".")  # asr.network.model, or compress.METHOD and perhaps a file
-    room = place[1] if place[0] == "compress" else place[-1]
+    place = kind.__module__.split(".")  # asr.network.FILE, or compress.METHOD and perhaps a file
+    room = place[1] if place[0] == "compress" else "model"
     return {"layer": f"{room}.{kind.__name__}", "args": module.args}
 
 

@@ -22,10 +22,11 @@ from torch import nn
 from asr import __version__
 from asr.network.checkpoint import Checkpoint, check_finite, load_checkpoint
 from asr.network.lean import make_lean
-from asr.network.model import ConformerCTC, Turns
+from asr.network.model import ConformerCTC
 from asr.network.onnx_file import LARGEST, write_model
 from asr.network.onnx_graph import build_graph, stored_bytes, tensors_of
 from asr.network.onnx_layers import Int8Conv2d, Int8Linear
+from asr.network.parts import Turns
 from asr.runtime.backends import METADATA_KEY, METADATA_VERSION, OnnxBackend, count_weights
 from asr.runtime.config import config_to_dict
 from asr.runtime.decoding import greedy_decode

@@ -14,15 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import (
-    ConvModule,
-    ConvSubsampling,
-    MaskedBatchNorm,
-    RelPositionAttention,
-    of_turn,
-    relative_positions,
-    valid_mask,
-)
+from asr.network.attention import RelPositionAttention, relative_positions
+from asr.network.model import ConvModule, MaskedBatchNorm
+from asr.network.parts import of_turn, valid_mask
+from asr.network.subsampling import ConvSubsampling
 from asr.runtime.features import subsampled_length
 
 NEVER = -1e30  # before a ReLU

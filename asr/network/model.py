@@ -1,10 +1,10 @@
 """Conformer-CTC in the paper's form and NeMo's parametrisation.
 
-Conformer: Gulati et al. 2020 (arXiv 2005.08100). Relative positions: Dai et al. 2019. Intermediate
-CTC: Lee & Watanabe 2021; self-conditioning: Nozaki & Komatsu 2021. Everything that multiplies is an
-nn.Linear (pointwise convolutions too), so that every compression method reaches it; modules keep
-their own widths, so that a pruned module is built from smaller arguments. A shared block (ALBERT:
-Lan et al. 2020) is stored once and runs at several depths; each of these is one of its turns.
+Conformer: Gulati et al. 2020 (arXiv 2005.08100). Intermediate CTC: Lee & Watanabe 2021;
+self-conditioning: Nozaki & Komatsu 2021. Everything that multiplies is an nn.Linear (pointwise
+convolutions too), so that every compression method reaches it; modules keep their own widths, so
+that a pruned module is built from smaller arguments. A shared block (ALBERT: Lan et al. 2020) is
+stored once and runs at several depths; each of these is one of its turns.
 
 Axes: B batch, T frames, D d_model, H heads, V vocabulary.
 """
@@ -12,16 +12,17 @@ Axes: B batch, T frames, D d_model, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asr.network.attention import PlainAttention, RelPositionAttention, frame_context
+from asr.network.parts import LockedDropout, cpu_float, no_cpu_autocast, of_turn, repeated, several
+from asr.network.subsampling import ConvSubsampling, TimeReduction
 from asr.runtime.config import ModelConfig
-from asr.runtime.features import subsampled_length
 
 
 class Output(NamedTuple):
@@ -30,205 +31,6 @@ class Output(NamedTuple):
     log_probs: Tensor  # (B, T', V) float32
     lengths: Tensor  # (B,) valid frames of log_probs
     intermediate: list[Tensor]  # (B, T', V) after each of config.intermediate_layers, in training
-
-
-def valid_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B, size) bool, true where a frame belongs to its utterance."""
-    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
-
-
-def no_cpu_autocast() -> AbstractContextManager[Any]:
-    """Leaves autocast on a CPU, where bf16 convolutions and attention products are slow."""
-    if torch.is_autocast_enabled("cpu"):
-        return torch.autocast("cpu", enabled=False)
-    return nullcontext()
-
-
-def cpu_float(x: Tensor) -> Tensor:
-    """float32 on a CPU, unchanged on a GPU."""
-    return x.float() if x.device.type == "cpu" else x
-
-
-class LockedDropout(nn.Module):
-    """Dropout with one mask for all frames of an utterance: much cheaper on a CPU, same purpose."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        if not self.training or self.p == 0:
-            return x
-        keep = torch.empty(x.shape[0], 1, x.shape[2], device=x.device).bernoulli_(1 - self.p)
-        return x * (keep / (1 - self.p)).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-class Turns(nn.ModuleList):
-    """One module for each turn of a shared block."""
-
-
-def repeated(module: Callable[[], nn.Module], turns: int) -> nn.Module:
-    """The module, or one for each of several turns."""
-    return module() if turns == 1 else Turns(module() for _ in range(turns))
-
-
-def of_turn(module: nn.Module, turn: int) -> nn.Module:
-    """The module of that turn; one that serves all turns itself."""
-    return module[turn] if isinstance(module, Turns) else module
-
-
-def several(turns: int, name: str = "norms") -> dict[str, int]:
-    """The argument of a module with one norm for each turn; none for a single one."""
-    return {name: turns} if turns > 1 else {}
-
-
-class ConvSubsampling(nn.Module):
-    """Stride-2 3x3 convolutions over (time, frequency), then a projection to d_model.
-
-    `channels` holds one width a stage. `separable`: every stage after the first is a depthwise
-    convolution and a pointwise Linear.
-    """
-
-    def __init__(
-        self, n_mels: int, d_model: int, channels: list[int], separable: bool = False
-    ) -> None:
-        super().__init__()
-        self.args = {
-            "n_mels": n_mels, "d_model": d_model, "channels": list(channels),
-            "separable": separable,
-        }  # fmt: skip
-        self.convs = nn.ModuleList()
-        self.pointwise = nn.ModuleList()
-        width = 1
-        for stage, n in enumerate(channels):
-            if separable and stage > 0:
-                self.convs.append(nn.Conv2d(width, width, 3, 2, 1, groups=width))
-                self.pointwise.append(nn.Linear(width, n))
-            else:
-                self.convs.append(nn.Conv2d(width, n, 3, 2, 1))
-                self.pointwise.append(nn.Identity())
-            width = n
-        self.out = nn.Linear(width * subsampled_length(n_mels, 2 ** len(channels)), d_model)
-
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = features.masked_fill(~valid_mask(lengths, features.shape[1]).unsqueeze(-1), 0)
-        x = x.unsqueeze(1)  # (B, 1, T, n_mels)
-        for conv, pointwise in zip(self.convs, self.pointwise, strict=True):
-            with no_cpu_autocast():
-                x = conv(cpu_float(x))
-            if not isinstance(pointwise, nn.Identity):
-                x = pointwise(x.movedim(1, -1)).movedim(-1, 1)
-            x = F.relu(x)  # (B, C, T', F')
-            lengths = subsampled_length(lengths, 2)
-            padding = ~valid_mask(lengths, x.shape[2])
-            x = x.masked_fill(padding[:, None, :, None], 0)
-        x = self.out(x.transpose(1, 2).flatten(2))  # (B, T', C * F') -> (B, T', D)
-        return x, lengths
-
-
-def relative_positions(n_frames: int, d_model: int, like: Tensor) -> Tensor:
-    """Sinusoids (2T - 1, D) for the distances T - 1 ... -(T - 1); computed, so no length limit."""
-    distance = torch.arange(n_frames - 1, -n_frames, -1, device=like.device, dtype=torch.float32)
-    step = torch.arange(0, d_model, 2, device=like.device, dtype=torch.float32)
-    angle = distance.unsqueeze(1) * torch.exp(step * (-math.log(10000.0) / d_model))
-    return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
-
-
-def frame_context(
-    x: Tensor, lengths: Tensor, padded: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What every block needs to know about x (B, T, D): positions, mask and padding bias."""
-    positions = relative_positions(x.shape[1], x.shape[2], x)
-    if not padded:
-        return positions, None, None
-    mask = valid_mask(lengths, x.shape[1])
-    bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -math.inf)
-    return positions, mask, bias[:, None, None]
-
-
-class PlainAttention(nn.Module):
-    """Self-attention that knows no positions: those come from the convolutions around it.
-
-    `n_heads` of width `d_head`; n_heads * d_head may be smaller than d_model (pruned heads).
-    `norms`: how many LayerNorms, one for each turn.
-    """
-
-    def __init__(self, d_model: int, n_heads: int, d_head: int, norms: int = 1) -> None:
-        super().__init__()
-        self.args = {"d_model": d_model, "n_heads": n_heads, "d_head": d_head, **several(norms)}
-        inner = n_heads * d_head
-        self.norm = repeated(lambda: nn.LayerNorm(d_model), norms)
-        self.query = nn.Linear(d_model, inner)
-        self.key = nn.Linear(d_model, inner)
-        self.value = nn.Linear(d_model, inner)
-        self.out = nn.Linear(inner, d_model)
-
-    def forward(
-        self, x: Tensor, positions: Tensor, padding_bias: Tensor | None, turn: int = 0
-    ) -> Tensor:
-        """x (B, T, D), padding_bias (B, 1, 1, T), -inf at padding."""
-        x = of_turn(self.norm, turn)(x)
-        query, key, value = (self.heads(linear(x)) for linear in (self.query, self.key, self.value))
-        with no_cpu_autocast():
-            x = F.scaled_dot_product_attention(query, key, value, padding_bias)
-        return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, T, H * d_head) -> (B, H, T, d_head), float32 on a CPU."""
-        x = cpu_float(x)
-        return x.view(*x.shape[:2], -1, self.args["d_head"]).transpose(1, 2)
-
-
-class RelPositionAttention(PlainAttention):
-    """Self-attention with relative positions (Transformer-XL), untied biases u and v."""
-
-    def __init__(self, d_model: int, n_heads: int, d_head: int, norms: int = 1) -> None:
-        super().__init__(d_model, n_heads, d_head, norms)
-        self.position = nn.Linear(d_model, n_heads * d_head, bias=False)
-        self.bias_u = nn.Parameter(torch.zeros(n_heads, 1, d_head))
-        self.bias_v = nn.Parameter(torch.zeros(n_heads, 1, d_head))
-
-    def forward(
-        self, x: Tensor, positions: Tensor, padding_bias: Tensor | None, turn: int = 0
-    ) -> Tensor:
-        """x (B, T, D), positions (2T - 1, D), padding_bias (B, 1, 1, T), -inf at padding."""
-        x = of_turn(self.norm, turn)(x)
-        query, key, value = (
-            self.heads(linear(x)) for linear in (self.query, self.key, self.value)
-        )  # (B, H, T, d_head)
-        position = self.heads(self.position(positions).unsqueeze(0))  # (1, H, 2T - 1, d_head)
-        with no_cpu_autocast():
-            scale = 1 / math.sqrt(self.args["d_head"])
-            bias = shift_relative((query + self.bias_v) @ position.transpose(2, 3)) * scale
-            if padding_bias is not None:
-                bias = bias + padding_bias
-            x = attend(query + self.bias_u, key, value, bias, scale)
-        return self.out(x.transpose(1, 2).flatten(2))  # (B, T, H * d_head) -> (B, T, D)
-
-
-def shift_relative(x: Tensor) -> Tensor:
-    """(B, H, T, 2T - 1) by distance -> (B, H, T, T) by key: entry (i, j) is distance i - j."""
-    b, h, t, n = x.shape
-    if x.requires_grad and not torch.compiler.is_compiling():
-        x = x.contiguous()  # one strided view: its gradient is one copy, not four
-        return x.as_strided((b, h, t, t), (h * t * n, t * n, n - 1, 1), x.storage_offset() + t - 1)
-    x = F.pad(x, (1, 0)).flatten(2)[..., t:]  # each row moves one further to the left
-    return x.view(b, h, t, n)[..., :t]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """softmax(query key^T * scale + bias) value, all (B, H, T, d_head), bias (B, H, T, T).
-
-    PyTorch's fused kernel, except where a CPU needs the gradient of the bias: there it has none.
-    """
-    if query.device.type == "cpu" and bias.requires_grad:
-        scores = torch.matmul(query * scale, key.transpose(2, 3)) + bias
-        return torch.softmax(scores, dim=3) @ value
-    query, value = query.to(bias.dtype), value.to(bias.dtype)
-    return F.scaled_dot_product_attention(query, key.to(bias.dtype), value, bias, scale=scale)
 
 
 class FeedForward(nn.Module):
@@ -345,23 +147,6 @@ class ConformerBlock(nn.Module):
         x = x + self.dropout(self.conv(x, mask, turn))
         x = x + 0.5 * self.dropout(self.ff2(x, turn))
         return of_turn(self.norm, turn)(x)
-
-
-class TimeReduction(nn.Module):
-    """Lays `factor` neighbouring frames side by side, and a Linear makes one of them."""
-
-    def __init__(self, d_model: int, d_output: int, factor: int) -> None:
-        super().__init__()
-        self.args = {"d_model": d_model, "d_output": d_output, "factor": factor}
-        self.out = nn.Linear(factor * d_model, d_output)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) to (B, ceil(T / factor), d_output); frames behind the end count as zeros."""
-        factor = self.args["factor"]
-        x = x.masked_fill(~valid_mask(lengths, x.shape[1]).unsqueeze(-1), 0)
-        x = F.pad(x, (0, 0, 0, -x.shape[1] % factor))
-        x = x.reshape(x.shape[0], -1, factor * x.shape[2])
-        return self.out(x), subsampled_length(lengths, factor)
 
 
 class ConformerCTC(nn.Module):

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import ConformerBlock, Output, valid_mask
+from asr.network.model import ConformerBlock, Output
+from asr.network.parts import valid_mask
 from asr.runtime.config import FeatureConfig
 from asr.runtime.features import log_mel
 from asr.training.data import Batch

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asr.network.model import ConformerCTC, Turns
+from asr.network.model import ConformerCTC
+from asr.network.parts import Turns
 from asr.runtime.config import PRESETS, ModelConfig
 from compress.imitation import counterpart
 

@@ -18,13 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asr.network.model import (
-    ConvModule,
-    ConvSubsampling,
-    FeedForward,
-    PlainAttention,
-    RelPositionAttention,
-)
+from asr.network.attention import PlainAttention, RelPositionAttention
+from asr.network.model import ConvModule, FeedForward
+from asr.network.subsampling import ConvSubsampling
 from compress import core
 from compress.allocation import tensor_bytes
 from compress.calibration import (

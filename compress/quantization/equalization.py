@@ -13,7 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from asr.network.model import ConvModule, FeedForward, PlainAttention, RelPositionAttention, Turns
+from asr.network.attention import PlainAttention, RelPositionAttention
+from asr.network.model import ConvModule, FeedForward
+from asr.network.parts import Turns
 from compress.core import progress
 from compress.quantization import rounding
 
