@@ -51,6 +51,7 @@ ROWS = {
     "int8": _quantized("int8"),
     "int4": _quantized("int4"),
     "int4_qat": _quantized("int4", trains=True),
+    "int2_qat": _quantized("int2", trains=True),
     "ternary_qat": _quantized("ternary", trains=True),
     "clustering_256": Row("clustering", {"num_clusters": 256}),
     "clustering_16": Row("clustering", {"num_clusters": 16, "codebooks": 16}, speech=AWARE),

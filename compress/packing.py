@@ -5,7 +5,7 @@ tensor is written in the smallest of these forms, which combine:
 
 - a mask of one bit an element and the values that are not zero (pruning);
 - float32 values that fp16 holds exactly as fp16;
-- integers of a range of n: k digits of base n in a byte (five ternary, two 4-bit), or bit-packed;
+- integers of a range of n: k digits of base n in a byte (five ternary, two int4), or bit-packed;
 - on request, integers entropy-coded: the Huffman stage of deflate (Deep Compression, Han et al.
   2016, arXiv 1510.00149).
 

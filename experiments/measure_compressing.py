@@ -43,6 +43,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "int8": (*QUANTIZATION, "int8"),
     "int4": (*QUANTIZATION, "int4"),
     "int4_aware": (*QUANTIZATION, "int4", "--activation_aware"),
+    "int2": (*QUANTIZATION, "int2"),
+    "int2_aware": (*QUANTIZATION, "int2", "--activation_aware"),
     "ternary": (*QUANTIZATION, "ternary"),
     "ternary_aware": (*QUANTIZATION, "ternary", "--activation_aware"),
     "unstructured_50": (*PRUNING, "--sparsity", "0.5"),

@@ -23,6 +23,7 @@ compress() { # ROW FROM FLAGS...
 compress fp16 float --method quantization --precision fp16
 compress int8 float --method quantization --precision int8
 compress int4 float --method quantization --precision int4
+compress int2 float --method quantization --precision int2
 compress ternary float --method quantization --precision ternary
 compress unstructured_30 float --method pruning --sparsity 0.3
 compress unstructured_50 float --method pruning --sparsity 0.5
@@ -33,7 +34,7 @@ compress clustering_16 float --method clustering --num_clusters 16 --codebooks 1
 compress pruned_50_int8 unstructured_50 --method quantization --precision int8
 
 models=()
-for row in float fp16 int8 int4 ternary unstructured_30 unstructured_50 structured_30 low_rank \
+for row in float fp16 int8 int4 int2 ternary unstructured_30 unstructured_50 structured_30 low_rank \
     clustering_256 clustering_16 pruned_50_int8; do
     python scripts/export_onnx.py \
         --model_path "$work/$row/model.pt" --output_path "$work/$row/model.onnx" >/dev/null

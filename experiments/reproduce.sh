@@ -27,6 +27,8 @@ flags() { # the settings of a row
     case $1 in
         fp16 | int8 | int4) echo --method quantization --precision "$1" ;;
         int4_qat) echo --method quantization --precision int4 "$(tuned 5)" ;;
+        int2_qat) echo --method quantization --precision int2 \
+            "$(tuned 20 --fine_tune_learning_rate 3e-4)" ;;
         ternary_qat) echo --method quantization --precision ternary \
             "$(tuned 20 --fine_tune_learning_rate 3e-4)" ;;
         unstructured_30) echo --method pruning --sparsity 0.3 --importance taylor ;;
@@ -80,7 +82,7 @@ if [ $# -gt 0 ]; then
     for row in "$@"; do make_row "$row"; done
     exit
 fi
-for row in fp16 int8 int4 clustering_256 clustering_16 int4_qat ternary_qat unstructured_30 \
+for row in fp16 int8 int4 clustering_256 clustering_16 int4_qat int2_qat ternary_qat unstructured_30 \
     unstructured_50 pruned_50_int8 structured_30 low_rank; do
     if [ -e "$folder/$row/model.onnx" ] && [ -e "$folder/${row}_onnx.json" ]; then
         echo "== $row is there already; name it to make it again"

@@ -2,7 +2,7 @@
 
     python scripts/export_onnx.py --model_path model.pt --output_path model.onnx
 
-Packed weights (int4, ternary, clusters) multiply in 8-bit integers, which is fast; with
+Packed weights (int4, int2, ternary, clusters) multiply in 8-bit integers, which is fast; with
 `--compute float` they are unpacked to floats, which answers as the checkpoint does to the last
 digit. The file is self-contained; `tokens.txt` beside it is for other runtimes. A comparison with
 the checkpoint at several shapes is printed, and a file that differs is not written.

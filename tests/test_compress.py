@@ -45,6 +45,8 @@ SHRINKING = {  # options, and by how much the file and the exported weights shri
         ({"precision": "int8", "asymmetric": True}, 3.1, 2.5),
         ({"precision": "int4"}, 4.0, 2.5),
         ({"precision": "int4", "asymmetric": True, "activation_aware": True}, 4.0, 2.5),
+        ({"precision": "int2"}, 4.6, 2.8),
+        ({"precision": "int2", "activation_aware": True}, 4.6, 2.8),
         ({"precision": "ternary"}, 5.0, 3.0),
     ],
 }
@@ -53,6 +55,7 @@ SIZES = [  # on `small`: the bounds of the project
     ([("quantization", {"precision": "fp16"})], 1.95),
     ([("quantization", {"precision": "int8"})], 3.8),
     ([("quantization", {"precision": "int4"})], 6.5),
+    ([("quantization", {"precision": "int2"})], 10),
     ([("quantization", {"precision": "ternary"})], 12),
     ([("clustering", {"num_clusters": 256})], 3.8),
     ([("clustering", {"num_clusters": 16})], 7.2),
@@ -189,6 +192,7 @@ def test_every_packed_layer_in_one_onnx_file(tmp_path):
         make_step("quantization", {"precision": "ternary", "include": "*.ff2.*"}),
         make_step("quantization", {"precision": "int4", "include": "*.query"}),
         make_step("quantization", {"precision": "int4", "asymmetric": True, "include": "*.key"}),
+        make_step("quantization", {"precision": "int2", "include": "*.conv.up"}),
         make_step("quantization", {"asymmetric": True, "include": "head,*.value"}),
         make_step("quantization", {}),
     ]
@@ -209,6 +213,7 @@ def test_what_computes_in_float_is_equal_in_onnx(tmp_path):
         make_step("clustering", {"num_clusters": 16, "include": "*.ff1.up.*,subsampling.*"}),
         make_step("quantization", {"precision": "ternary", "include": "*.ff2.*"}),
         make_step("quantization", {"precision": "int4", "include": "*.query"}),
+        make_step("quantization", {"precision": "int2", "include": "*.key"}),
         make_step("quantization", {"precision": "fp16"}),
     ]
     result = core.run(tiny(), steps)
@@ -216,14 +221,15 @@ def test_what_computes_in_float_is_equal_in_onnx(tmp_path):
     assert onnx_difference(result, tmp_path, "float") < 1e-5
 
 
+PACKINGS = ("int8", "int4", "int2", "ternary")
 CHAIN = {  # what is crossed with what
     "clustering": ("clustering", {}),
     "factorization": ("factorization", {"rank": 8}),
     "unstructured": ("pruning", {"sparsity": 0.5}),
     "structured": ("pruning", {"pruning_type": "structured", "sparsity": 0.5}),
-    **{name: ("quantization", {"precision": name}) for name in ("fp16", "int8", "int4", "ternary")},
+    **{name: ("quantization", {"precision": name}) for name in ("fp16", *PACKINGS)},
 }
-PACKED = ("clustering", "int8", "int4", "ternary")
+PACKED = ("clustering", *PACKINGS)
 
 
 @pytest.mark.parametrize("first", CHAIN)

@@ -311,6 +311,7 @@ def test_every_method_can_be_fine_tuned(checkpoint, tmp_path):
             ("pruning", {"pruning_type": "structured"}),
             ("clustering", {"num_clusters": 4}),
             ("quantization", {"precision": "ternary"}),
+            ("quantization", {"precision": "int2"}),
         ]
     ):
         result = core.run(copy.deepcopy(checkpoint), steps(method, fine_tune_epochs=1, **options))

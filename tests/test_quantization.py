@@ -25,7 +25,7 @@ from compress.quantization.layers import (
     quantized_conv,
 )
 
-PRECISIONS = [("int8", 0), ("int4", 32), ("ternary", 64)]
+PRECISIONS = [("int8", 0), ("int4", 32), ("int2", 32), ("ternary", 64)]
 
 
 def weights(out_features=24, in_features=80, seed=0):
@@ -103,8 +103,8 @@ def test_int8_weights_against_numpy():
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("in_features", [64, 80, 7])
 def test_layer_computes_its_own_weight(precision, group_size, asymmetric, in_features):
-    if asymmetric and precision == "ternary":
-        pytest.skip("ternary is symmetric")
+    if asymmetric and precision in ("int2", "ternary"):
+        pytest.skip("int2 is always asymmetric, ternary never")
     size = group_size or in_features
     weight = weights(12, in_features)
     values = rounding.grouped(weight, precision, size, asymmetric)
@@ -160,7 +160,7 @@ def test_int4_search_is_near_a_fine_one():
 def test_zeros_stay_zero(precision, group_size):
     weight = weights() * (torch.rand(24, 80) < 0.5)
     gram = torch.eye(80) + 0.3
-    for asymmetric in (False, True) if precision != "ternary" else (False,):
+    for asymmetric in (False, True) if precision in ("int8", "int4") else (False,):
         size = group_size or 80
         for values in (
             rounding.grouped(weight, precision, size, asymmetric),
@@ -182,7 +182,26 @@ def correlated_inputs(n=4000, size=64):
     return torch.randn(n, size, generator=generator) @ mix
 
 
-@pytest.mark.parametrize("precision", ["int4", "ternary"])
+@pytest.mark.parametrize("importance", [None, torch.linspace(0.1, 3, 32)])
+def test_int2_search_is_near_a_fine_one(importance):
+    """Four values around zero or with zero among them, whichever is nearer, by any scale."""
+    weight = torch.randn(12, 32, generator=torch.Generator().manual_seed(0))
+    weight[:4] = weight[:4] ** 3
+    weight[8:] = weight[8:].abs()
+    values = rounding.grouped(weight, "int2", 32, importance=importance)
+    assert set(values.zero_point.unique().tolist()) == {-0.5, 0.0}
+    h = np.ones(32) if importance is None else importance.numpy().astype(np.float64)
+    approximation = rounding.dequantize(*values, 32).numpy()
+    for row, ours in zip(weight.numpy(), approximation, strict=True):
+        scales = np.linspace(-1.2, 1.2, 2400)[:, None] * np.abs(row).max()
+        tried = [
+            (np.clip(np.rint(row / scales + zero), -2, 1) - zero) * scales for zero in (-0.5, 0)
+        ]
+        fine = min((h * (row - w) ** 2).sum(1).min() for w in tried)
+        assert (h * (row - ours) ** 2).sum() <= 1.06 * fine
+
+
+@pytest.mark.parametrize("precision", ["int4", "int2", "ternary"])
 def test_error_feedback_lowers_the_output_error(precision):
     x, weight = correlated_inputs(), weights(32, 64)
     gram = x.T @ x / len(x)
@@ -194,7 +213,7 @@ def test_error_feedback_lowers_the_output_error(precision):
     assert ours / 32 == pytest.approx(errors[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["int4", "ternary"])
+@pytest.mark.parametrize("precision", ["int4", "int2", "ternary"])
 def test_error_feedback_knows_of_pruned_weights(precision):
     """A weight that stays zero leaves its whole value as the error, not what rounding would."""
     generator = torch.Generator().manual_seed(5)
@@ -274,8 +293,8 @@ def test_convolutions_that_cannot_be_packed_are_refused():
 @pytest.mark.parametrize(("precision", "group_size"), PRECISIONS)
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_training_sees_what_is_stored(precision, group_size, asymmetric):
-    if asymmetric and precision == "ternary":
-        pytest.skip("ternary is symmetric")
+    if asymmetric and precision in ("int2", "ternary"):
+        pytest.skip("int2 is always asymmetric, ternary never")
     torch.manual_seed(0)
     size = group_size or 80
     linear = nn.Linear(80, 24)
@@ -320,6 +339,8 @@ def test_scale_gradient_is_that_of_lsq():
     [
         ({"precision": "int3"}, "int3"),
         ({"precision": "ternary", "asymmetric": True}, "asymmetric"),
+        ({"precision": "int2", "asymmetric": True}, "asymmetric"),
+        ({"precision": "int2", "group_size": 512}, "one of 16, 32, 64, 128, 256"),
         ({"precision": "int8", "group_size": 32}, "group_size"),
         ({"precision": "int4", "group_size": -1}, "group_size"),
         ({"precision": "int4", "group_size": 48}, "one of 16, 32, 64, 128, 256"),

@@ -116,6 +116,7 @@ def test_files_hold_a_shared_block_once(tmp_path):
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "int8": ("quantization", {}),
     "int4": ("quantization", {"precision": "int4", "activation_aware": True}),
+    "int2": ("quantization", {"precision": "int2"}),
     "ternary": ("quantization", {"precision": "ternary"}),
     "fp16": ("quantization", {"precision": "fp16"}),
     "zeros": ("pruning", {"sparsity": 0.5, "importance": "taylor"}),

@@ -254,7 +254,8 @@ def test_a_packed_model_is_not_trained_and_a_pruned_one_is_filled_aloud(corpus, 
             "--init_from", str(made), "--num_workers", "0", "--no-tensorboard"]  # fmt: skip
     for method, options in (
         ("quantization", {"precision": "int8"}), ("quantization", {"precision": "int4"}),
-        ("quantization", {"precision": "ternary"}), ("clustering", {"num_clusters": 4}),
+        ("quantization", {"precision": "int2"}), ("quantization", {"precision": "ternary"}),
+        ("clustering", {"num_clusters": 4}),
     ):  # fmt: skip
         checkpoint = load_checkpoint(tmp_path / "float" / "model.pt")
         save_checkpoint(made, core.run(checkpoint, [recipes.make_step(method, options)]))

@@ -51,7 +51,8 @@ class GroupedIntegers(nn.Module):
     """Few-bit integers that have a scale for each group of inputs.
 
     An output's scale is 1 / 64 of what its largest group may hold; a group's own is `multiplier` /
-    `steps` times that, in 8 bits: a weight is (q - zero point) * multiplier / steps, rounded.
+    `steps` times that, in 8 bits: a weight is (q - zero point) * multiplier / steps, rounded. Where
+    zero points are halves, multipliers are even, so that all stays in integers.
     """
 
     q: Tensor
@@ -64,15 +65,23 @@ class GroupedIntegers(nn.Module):
         self, q: Tensor, scale: Tensor, group_size: int, middle: int,
         zero_point: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """q (N, K) of 0 ... 2 * middle; scale (N, G); zero_point (N, G) like q, else `middle`."""
+        """q (N, K) of 0 ... 2 * middle; scale (N, G); zero_point (N, G), whole or halves, between
+        0 and the largest q, else `middle`.
+        """
         super().__init__()
-        self.group_size, self.middle = group_size, middle
-        largest = middle if zero_point is None else 2 * middle - 1  # of q - zero point
-        self.steps = largest * FINEST / LARGEST
+        self.group_size, self.middle, self.parts = group_size, middle, 1  # parts of a zero point
+        largest = float(middle)  # of q - zero point
+        if zero_point is not None:
+            self.parts = 2 if (zero_point % 1).any() else 1
+            largest = float((zero_point - (middle - 0.5)).abs().max()) + middle - 0.5
+            zero_point = (zero_point * self.parts).to(torch.int8)
+        finest = FINEST // self.parts
+        self.steps = largest * self.parts * finest / LARGEST
         top = scale.abs().amax(1, keepdim=True)  # (N, 1)
+        multiplier = self.parts * (scale / top * finest).round()  # (N, G)
         self.register_buffer("q", q.to(torch.int8))
-        self.register_buffer("multiplier", (scale / top * FINEST).round().to(torch.int8))  # (N, G)
-        self.register_buffer("zero_point", None if zero_point is None else zero_point.char())
+        self.register_buffer("multiplier", multiplier.to(torch.int8))
+        self.register_buffer("zero_point", zero_point)
         self.register_buffer("scale", top.flatten().float() * (largest / LARGEST))
         self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
 
@@ -84,15 +93,17 @@ class GroupedIntegers(nn.Module):
         (n, k), groups, size = self.q.shape, self.multiplier.shape[1], self.group_size
         if not torch.onnx.is_in_onnx_export():
             group = torch.arange(k) // size
-            zero = self.middle if self.zero_point is None else self.zero_point[:, group].float()
+            zero: Tensor | int = self.middle
+            if self.zero_point is not None:
+                zero = self.zero_point[:, group].float() / self.parts
             product = (self.q.float() - zero) * self.multiplier[:, group].float()
             return (product / self.steps).round().to(torch.int8).t()
         one, steps = torch.tensor(1.0), torch.tensor(self.steps)
         nothing = torch.tensor(0, dtype=torch.int8)
         middle, bias = torch.tensor(self.middle, dtype=torch.int8), None
         if self.zero_point is not None:
-            middle, zero = nothing, self.zero_point.to(torch.int32)
-            bias = -(zero * self.multiplier.to(torch.int32)).flatten()
+            middle, zeros = nothing, self.zero_point.to(torch.int32)
+            bias = -(zeros * (self.multiplier.to(torch.int32) // self.parts)).flatten()
         q = self.q
         if k % size:
             pads = torch.tensor([0, 0, 0, -k % size])

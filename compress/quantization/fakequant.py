@@ -55,7 +55,7 @@ class FakeQuantLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.gain = nn.Parameter(torch.empty(out_features * groups))
         self.register_buffer("scale", torch.empty(out_features, groups))
-        zero_point = torch.empty(out_features, groups, dtype=torch.int8) if asymmetric else None
+        zero_point = torch.empty(out_features, groups) if asymmetric else None
         self.register_buffer("zero_point", zero_point)
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
 
@@ -96,11 +96,9 @@ class FakeQuantLinear(nn.Module):
         columns = rounding.to_columns(scale, self.group_size, self.weight.shape[1])
         zero = torch.zeros_like(columns)
         if self.zero_point is not None:
-            zero = rounding.to_columns(
-                self.zero_point.float(), self.group_size, self.weight.shape[1]
-            )
-        x = (self.weight / columns).clamp(self.low - zero, self.high - zero)
-        return straight_through(x.round(), x) * columns
+            zero = rounding.to_columns(self.zero_point, self.group_size, self.weight.shape[1])
+        x = (self.weight / columns + zero).clamp(self.low, self.high)
+        return (straight_through(x.round(), x) - zero) * columns
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if self.precision == "int8":

@@ -30,8 +30,8 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
 class QuantLinear(nn.Module):
     """y = x @ W.T + bias, W = (qweight - zero_point) * scale by groups along the input.
 
-    qweight (out, in) int8 of -8..7 (int4) or -1..1 (ternary); scale and zero_point (out, groups);
-    the last group may be shorter.
+    qweight (out, in) int8 of -8..7 (int4), -2..1 (int2) or -1..1 (ternary); scale and zero_point
+    (out, groups), the latter in steps of `rounding.ZERO_STEP`; the last group may be shorter.
     """
 
     qweight: Tensor
@@ -64,13 +64,21 @@ class QuantLinear(nn.Module):
         out_features, in_features = values.qweight.shape
         asymmetric = values.zero_point is not None
         layer = cls(in_features, out_features, precision, group_size, bias is not None, asymmetric)
-        layer.qweight, layer.scale, layer.zero_point = values
+        layer.qweight, layer.scale, zero_point = values
+        if zero_point is not None:
+            layer.zero_point = (zero_point / rounding.ZERO_STEP[precision]).to(torch.int8)
         layer.bias = half_parameter(bias)
         return layer
 
+    def zeros(self) -> Tensor | None:
+        """The zero points (out, groups) as floats; None of a symmetric layer."""
+        if self.zero_point is None:
+            return None
+        return self.zero_point.to(self.scale.dtype) * rounding.ZERO_STEP[self.precision]
+
     def weight(self) -> Tensor:
         """The dequantised weight (out, in)."""
-        return rounding.dequantize(self.qweight, self.scale, self.zero_point, self.group_size)
+        return rounding.dequantize(self.qweight, self.scale, self.zeros(), self.group_size)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(x, self.weight().to(x.dtype), self.bias)
@@ -78,14 +86,14 @@ class QuantLinear(nn.Module):
     def onnx_layer(self, compute: str) -> nn.Module:
         """In integers with a scale an output; in float int4 is onnxruntime's MatMulNBits."""
         middle = -rounding.LIMITS[self.precision][0]
-        q = self.qweight + middle
-        zero_point = None if self.zero_point is None else self.zero_point + middle
+        q, zeros = self.qweight + middle, self.zeros()
+        zero_point = None if zeros is None else zeros + middle
         if compute == "int8":
             weight = GroupedIntegers(q, self.scale, self.group_size, middle, zero_point)
             return onnx_layers.Int8Linear(weight, self.bias)
         if self.precision == "int4":
             return onnx_layers.NBitsLinear(q, self.scale, self.bias, zero_point, 4, self.group_size)
-        return _FloatTernary(self)
+        return _FloatGroups(self, q, middle if zero_point is None else zero_point)
 
     def extra_repr(self) -> str:
         group = f", group {self.group_size}" if self.group_size < self.in_features else ""
@@ -95,22 +103,26 @@ class QuantLinear(nn.Module):
         )
 
 
-class _FloatTernary(nn.Module):
-    """A ternary QuantLinear for export as a float product."""
+class _FloatGroups(nn.Module):
+    """A QuantLinear of q (out, in) from 0 and zero points, for export as a float product."""
 
     q: Tensor
+    zero: Tensor
     scale: Tensor
 
-    def __init__(self, layer: QuantLinear) -> None:
+    def __init__(self, layer: QuantLinear, q: Tensor, zero: Tensor | int) -> None:
         super().__init__()
-        self.register_buffer("q", (layer.qweight + 1).to(torch.uint8))
+        self.register_buffer("q", q.to(torch.uint8))
         self.group_of = [i // layer.group_size for i in range(layer.in_features)]
+        self.register_buffer("zero", torch.as_tensor(zero))
         self.register_buffer("scale", layer.scale)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale.index_select(1, torch.tensor(self.group_of))
-        return F.linear(x, (self.q.float() - 1) * scale, self.bias)
+        group = torch.tensor(self.group_of)
+        zero = self.zero.index_select(1, group) if self.zero.dim() else self.zero
+        weight = (self.q.float() - zero) * self.scale.index_select(1, group)
+        return F.linear(x, weight, self.bias)
 
 
 class Int8Linear(QuantLinear):

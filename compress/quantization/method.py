@@ -1,8 +1,9 @@
-"""Weights as integers times scales: int8, int4, ternary; or every number as fp16.
+"""Weights as integers times scales: int8, int4, int2, ternary; or every number as fp16.
 
 - int8: one scale an output channel, activations quantised at run time as ONNX's
   DynamicQuantizeLinear does, exact integer products (Jacob et al. 2018, arXiv 1712.05877).
 - int4: groups along the input, the scale of least squared error, weights dequantised at run time.
+- int2: likewise, with a zero point of each group, which may lie between two integers (`rounding`).
 - ternary {-1, 0, 1}: likewise, the best scale is known exactly (Li et al. 2016, arXiv 1605.04711).
 - fp16: every number rounded to half precision; computed in float32.
 
@@ -23,8 +24,12 @@ from compress.quantization import fakequant, rounding
 from compress.quantization.equalization import equalize
 from compress.quantization.layers import Int8Linear, QuantLinear, quantized_conv
 
-PRECISIONS = ("int8", "int4", "ternary", "fp16")
-GROUP_SIZES = {"int4": (32, 16, 64, 128, 256), "ternary": (64, 128, 256, 512)}  # default first
+PRECISIONS = ("int8", "int4", "int2", "ternary", "fp16")
+GROUP_SIZES = {  # default first
+    "int4": (32, 16, 64, 128, 256),
+    "int2": (32, 16, 64, 128, 256),
+    "ternary": (64, 128, 256, 512),
+}
 ENDS = "subsampling.*,head"
 
 
@@ -36,18 +41,20 @@ class Config(core.Selection):
         default="int8", metadata={"help": "how weights are stored", "choices": PRECISIONS}
     )
     group_size: int = field(
-        default=0, metadata={"help": "weights a scale (0: 32 for int4, 64 for ternary)"}
+        default=0, metadata={"help": "weights a scale (0: 32 for int4 and int2, 64 for ternary)"}
     )
     ends: str = field(
         default="int8",
         metadata={
-            "help": "precision of the subsampling and the output layer under int4 and ternary",
+            "help": "precision of the subsampling and the output layer below int8",
             "choices": ("int8", "same"),
         },
     )
-    asymmetric: bool = field(default=False, metadata={"help": "a zero point beside the scale"})
+    asymmetric: bool = field(
+        default=False, metadata={"help": "a zero point beside the scale (int8, int4; int2 has one)"}
+    )
     activation_aware: bool = field(
-        default=False, metadata={"help": "weigh errors by calibration speech (int4 and ternary)"}
+        default=False, metadata={"help": "weigh errors by calibration speech (int4, int2, ternary)"}
     )
 
     def __post_init__(self) -> None:
@@ -57,7 +64,7 @@ class Config(core.Selection):
             raise ValueError(f"ends {self.ends!r} is not one of int8, same")
         grouped = self.precision in GROUP_SIZES
         if self.group_size and not grouped:
-            raise ValueError(f"group_size is for int4 and ternary, not {self.precision}")
+            raise ValueError(f"group_size is for int4, int2 and ternary, not {self.precision}")
         if self.group_size and self.group_size not in GROUP_SIZES[self.precision]:
             allowed = ", ".join(map(str, sorted(GROUP_SIZES[self.precision])))
             raise ValueError(
@@ -66,7 +73,9 @@ class Config(core.Selection):
         if self.asymmetric and self.precision not in ("int8", "int4"):
             raise ValueError(f"asymmetric is for int8 and int4, not {self.precision}")
         if self.activation_aware and not grouped:
-            raise ValueError(f"activation_aware is for int4 and ternary, not {self.precision}")
+            raise ValueError(
+                f"activation_aware is for int4, int2 and ternary, not {self.precision}"
+            )
 
     @property
     def needs_calibration(self) -> bool:
@@ -78,7 +87,8 @@ class Config(core.Selection):
             return "int8", 0, self.asymmetric
         if self.ends == "int8" and core.selected(name, ENDS):
             return "int8", 0, False
-        return self.precision, self.group_size or GROUP_SIZES[self.precision][0], self.asymmetric
+        group_size = self.group_size or GROUP_SIZES[self.precision][0]
+        return self.precision, group_size, self.asymmetric or self.precision == "int2"
 
 
 def apply(

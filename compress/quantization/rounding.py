@@ -3,6 +3,10 @@
 A weight (out, in) is cut into groups along the input; a group w becomes (q - zero_point) * scale
 with q in the limits of the precision. Scales are fp16 values, and every q is chosen for the rounded
 scale, so what is computed is what is stored. Exact zeros stay exact zeros.
+
+Of int2 a zero point is 0 or -1/2: four values -2 ... 1 or -1.5 ... 1.5 times a scale of either
+sign, whichever suits the group. Without a zero among them four values waste none on weights that
+are few (Liu et al. 2025, arXiv 2502.02631).
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from torch import Tensor
 
 from compress import feedback
 
-LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "ternary": (-1, 1)}
+LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "int2": (-2, 1), "ternary": (-1, 1)}
+ZERO_STEP = {"int8": 1.0, "int4": 1.0, "int2": 0.5}  # zero points are multiples of it
 SHRINK = torch.linspace(0.65, 1.1, 10).tolist()  # clipping tried by the search, 1 = none
+CENTRED = -0.5  # the zero point of int2 that has as many values on either side
+SHRINK_INT2 = torch.linspace(0.35, 1.1, 16).tolist()
 
 
 class Quantized(NamedTuple):
-    """qweight (out, in) int8, scale (out, groups) float32, zero_point (out, groups) int8."""
+    """qweight (out, in) int8, scale and zero_point (out, groups) float32."""
 
     qweight: Tensor
     scale: Tensor
@@ -37,24 +44,26 @@ def grouped(
 ) -> Quantized:  # fmt: skip
     """Quantises a weight; `importance` (in,) weighs the squared errors of the columns.
 
-    int8 takes the largest magnitude of a group as its limit, int4 searches for the scale of least
-    squared error, ternary computes it.
+    int8 takes the largest magnitude of a group as its limit, int4 and int2 search for the scale of
+    least squared error, ternary computes it. int2 is asymmetric in any case.
     """
     w = to_groups(weight, group_size)  # (out, groups, group_size)
     h = torch.ones_like(w[:1]) if importance is None else to_groups(importance[None], group_size)
     low, high = limits(precision, asymmetric)
     zero_point = None
-    if asymmetric:
+    if precision == "int2":
+        scale, zero_point = _int2_scale(w, h, low, high)
+    elif asymmetric:
         scale, zero_point = _asymmetric_scale(w, h, low, high, search=precision != "int8")
     elif precision == "int8":
         scale = w.abs().amax(2) / high
     elif precision == "int4":
-        scale = _symmetric_scale(w, h, low, high)
+        scale, _ = _best_scale(w, h, low, high, SHRINK)
     else:
         scale = _ternary_scale(w, h)
     scale = storable(scale)
     qweight = to_integers(weight, scale, zero_point, group_size, low, high).to(torch.int8)
-    return Quantized(qweight, scale, None if zero_point is None else zero_point.to(torch.int8))
+    return Quantized(qweight, scale, zero_point)
 
 
 def storable(scale: Tensor) -> Tensor:
@@ -80,10 +89,10 @@ def to_integers(
 ) -> Tensor:
     """The nearest integers (out, in), as floats."""
     columns = weight.shape[1]
-    q = (weight / to_columns(scale, group_size, columns)).round()
+    x = weight / to_columns(scale, group_size, columns)
     if zero_point is not None:
-        q = q + to_columns(zero_point, group_size, columns)
-    return q.clamp(low, high)
+        x = x + to_columns(zero_point, group_size, columns)
+    return x.round().clamp(low, high)
 
 
 def dequantize(
@@ -92,30 +101,40 @@ def dequantize(
     """(out, in) float32: (qweight - zero_point) * scale."""
     q = qweight.to(scale.dtype)
     if zero_point is not None:
-        q = q - to_columns(zero_point, group_size, q.shape[1]).to(q.dtype)
+        q = q - to_columns(zero_point, group_size, q.shape[1])
     return q * to_columns(scale, group_size, q.shape[1])
 
 
-def _symmetric_scale(w: Tensor, h: Tensor, low: int, high: int) -> Tensor:
+def _best_scale(
+    w: Tensor, h: Tensor, low: int, high: int, shrinks: list[float], zero: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Scales (out, groups) of least squared error among clipped ranges of either sign.
 
-    For the integers of each candidate the best scale is a quotient of sums, and the error falls by
-    its numerator squared over its denominator.
+    And by how much the error falls: for the integers of each candidate the best scale is a quotient
+    of sums, and the error falls by its numerator squared over its denominator.
     """
     largest = w.gather(2, w.abs().argmax(2, keepdim=True)).squeeze(2)
     best = torch.zeros_like(largest)
     scale = torch.zeros_like(largest)
-    for limit in (low, high):
-        for shrink in SHRINK:
+    for limit in {low - zero, high - zero}:
+        for shrink in shrinks:
             step = storable(largest * (shrink / limit)).unsqueeze(2)
-            q = (w / step).round_().clamp_(low, high)
+            q = (w / step).add_(zero).round_().clamp_(low, high).sub_(zero)
             hq = h * q
             cross, square = (hq * w).sum(2), (hq * q).sum(2).clamp(min=1e-30)
             gain = cross * cross / square
             better = gain > best
             best = torch.where(better, gain, best)
             scale = torch.where(better, cross / square, scale)
-    return scale
+    return scale, best
+
+
+def _int2_scale(w: Tensor, h: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points (out, groups); groups with exact zeros have 0 among their values."""
+    scale, gain = _best_scale(w, h, low, high, SHRINK_INT2)
+    centred, centred_gain = _best_scale(w, h, low, high, SHRINK_INT2, CENTRED)
+    better = (centred_gain > gain) & (w != 0).all(2) & (centred.half() != 0)
+    return torch.where(better, centred, scale), CENTRED * better
 
 
 def _ternary_scale(w: Tensor, h: Tensor) -> Tensor:
@@ -137,7 +156,7 @@ def _asymmetric_scale(
     for shrink in [r for r in SHRINK if r <= 1] if search else [1.0]:
         step = storable((greatest - least) * (shrink / (high - low)))
         zero = (low - least * shrink / step).round().clamp(low, high)
-        q = ((w / step.unsqueeze(2)).round() + zero.unsqueeze(2)).clamp(low, high)
+        q = (w / step.unsqueeze(2) + zero.unsqueeze(2)).round().clamp(low, high)
         error = (h * (w - (q - zero.unsqueeze(2)) * step.unsqueeze(2)).square()).sum(2)
         better = error < best
         best = torch.where(better, error, best)
@@ -168,11 +187,11 @@ def compensated(
     scale = to_columns(fixed.scale, group_size, weight.shape[1])
     zero = torch.zeros_like(scale)
     if fixed.zero_point is not None:
-        zero = to_columns(fixed.zero_point, group_size, weight.shape[1]).float()
+        zero = to_columns(fixed.zero_point, group_size, weight.shape[1])
     qweight = torch.empty_like(fixed.qweight)
 
     def nearest(j: int, column: Tensor) -> Tensor:
-        q = ((column / scale[:, j]).round() + zero[:, j]).clamp(low, high)
+        q = (column / scale[:, j] + zero[:, j]).round().clamp(low, high)
         q = torch.where(weight[:, j] == 0, zero[:, j], q)  # pruned weights stay so
         qweight[:, j] = q.to(torch.int8)
         return (q - zero[:, j]) * scale[:, j]
