@@ -217,7 +217,7 @@ class Imitation:
         self.teacher = teacher.to(learner.device).eval().requires_grad_(False)
         if options.hint_weight:
             mine, theirs = learner.model.config, cast(ConformerCTC, self.teacher).config
-            if (mine.d_model, mine.n_layers) != (theirs.d_model, theirs.n_layers):
+            if (mine.d_output, mine.n_layers) != (theirs.d_output, theirs.n_layers):
                 raise ValueError(
                     "hint_weight compares blocks of one size: distil again with it, or leave it "
                     "out where a student recovers"

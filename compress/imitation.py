@@ -41,11 +41,16 @@ def divergence(
 
 
 class BlockOutputs:
-    """From now on, `last` holds what each depth (B, T', D) gave in the model's last call."""
+    """From now on, `last` holds what each depth (B, T', D) gave in the model's last call.
+
+    Of a model that merges frames, each of the `depths` behind that: at the rate of its output.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.last: list[Tensor] = []
-        blocks = cast(ConformerCTC, model).blocks
+        config = cast(ConformerCTC, model).config
+        self.depths = config.n_layers - config.reduction_position
+        blocks = cast(ConformerCTC, model).blocks[config.reduction_position :]
         self.hooks = [model.register_forward_pre_hook(lambda *_: self.last.clear())]
         self.hooks += [
             block.register_forward_hook(lambda _, __, output: self.last.append(output))

@@ -249,7 +249,7 @@ def test_several_teachers_are_their_mean(tmp_path):
     ("change", "message"),
     [
         ({"tokenizer": Tokenizer.characters("abd")}, r"tokens .*'c' 'd'"),
-        ({"model": {"subsampling_factor": 8}}, "frame rate .subsampling_factor 8, not 4"),
+        ({"model": {"subsampling_factor": 8}}, "frame rate .one of 8 frames, not of 4"),
         ({"features": {"hop_length": 200}}, "features .hop_length 200, not 160"),
     ],
 )

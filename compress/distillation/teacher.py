@@ -45,7 +45,7 @@ def load_teacher(path: str, given: Checkpoint) -> Teacher:
         return Teacher(path, recognizer, digest)
     checkpoint = load_checkpoint(path)
     model = checkpoint.model
-    tokens, factor = checkpoint.tokenizer.tokens, model.config.subsampling_factor
+    tokens, factor = checkpoint.tokenizer.tokens, model.config.total_factor
     check_alike(path, tokens, checkpoint.features, factor, given)
     return Teacher(path, model, fingerprint(model))
 
@@ -65,9 +65,9 @@ def check_alike(
         wanted = wanted_features[key]
         if value != wanted:
             differences.append(f"features ({key} {value}, not {wanted})")
-    student = given.model.config.subsampling_factor
+    student = given.model.config.total_factor
     if factor != student:
-        differences.append(f"frame rate (subsampling_factor {factor}, not {student})")
+        differences.append(f"frame rate (one of {factor} frames, not of {student})")
     if differences:
         raise ValueError(f"teacher {path} differs from the student in {'; '.join(differences)}")
 

@@ -92,11 +92,10 @@ class Distillation:
         self.projections: Projections | None = None
         if hint_weight:
             source = cast(ConformerCTC, teachers[0].source)
-            sizes = learner.model.config.d_model, source.config.d_model
-            torch.manual_seed(config.seed)
-            self.projections = Projections(learner.model.config.n_layers, *sizes)
-            self.projections.to(learner.device)
             self.blocks, self.examples = BlockOutputs(learner.model), BlockOutputs(source)
+            sizes = learner.model.config.d_output, source.config.d_output
+            torch.manual_seed(config.seed)
+            self.projections = Projections(self.blocks.depths, *sizes).to(learner.device)
 
     def __call__(self, output: Output, batch: Batch, features: Tensor, lengths: Tensor) -> Tensor:
         alpha = self.config.alpha
@@ -258,7 +257,7 @@ class Distiller(FineTuner):
 
     def teachers_on(self, dataset: BatchDataset) -> Iterator[tuple[int, Tensor]]:
         """What they say of each utterance, with its position."""
-        factor = self.learner.model.config.subsampling_factor
+        factor = self.learner.model.config.total_factor
         device = self.learner.device
         for key in plain_batches(dataset.utterances, 32, 120.0):
             batch = dataset[key]
