@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asr.common.provenance import command_line, portable_path
 from asr.measure.machine import provenance
 from asr.measure.timing import peak_memory
+from asr.runtime.backends import open_session
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
 
@@ -35,12 +36,10 @@ def serve(path: str) -> None:
     import time
 
     import numpy as np
-    import onnxruntime
+    import onnxruntime  # noqa: F401  loading does not include its import
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
     before, start = peak_memory(), time.process_time()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(Path(path), threads=1)
     print(json.dumps([time.process_time() - start, before, peak_memory()]), flush=True)
     frames = int(100 * SECONDS) + 1
     features = np.random.default_rng(0).standard_normal((1, 80, frames), np.float32)

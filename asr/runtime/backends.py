@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import re
 from dataclasses import dataclass
@@ -64,15 +66,8 @@ class OnnxBackend:
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # it keeps a plan for every length there ever was
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = open_session(path, threads)
         except Exception as error:  # onnxruntime's errors share no class of their own
             raise ValueError(f"{path}: {explain(str(error), onnxruntime.__version__)}") from None
         metadata = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -97,6 +92,27 @@ class OnnxBackend:
         outputs: list[Any] = self._session.run(["logprobs"], {**inputs, "length": lengths})
         log_probs: Array = outputs[0]
         return log_probs if self._columns is None else log_probs[..., self._columns]
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """onnxruntime's session of a file, on `threads` threads (0: all cores); raises its errors."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # it keeps a plan for every length there ever was
+    options.enable_mem_reuse = False  # a plan that takes most of the loading; the arena reuses too
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    give_memory_back()
+    return session
+
+
+def give_memory_back() -> None:
+    """Returns to the system what loading took and freed: glibc keeps it, other libraries do not."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # no such function there
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def explain(error: str, version: str) -> str:
