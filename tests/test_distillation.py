@@ -337,9 +337,12 @@ def test_speech_without_transcripts_is_learnt_from(corpus, silent, tmp_path):
     assert not same(with_it.model, without.model)
     found = training.unlabelled(str(silent), 30.0)
     assert [u.text for u in found] == [""] * 3
+    listed = training.unlabelled(str(corpus / "train.json"), 30.0)
+    assert {u.text for u in listed} == {""}
     (tmp_path / "empty").mkdir()
     for folder, message in (
-        (tmp_path / "empty", "holds no recordings"), (tmp_path / "none", "not a folder"),
+        (tmp_path / "empty", "holds no recordings"),
+        (tmp_path / "none", "not a folder or manifest"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             distilled(checkpoint, unlabelled=str(folder))

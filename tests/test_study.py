@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.studies import run_study
+from asr.corpus.manifest import read_manifest
+from experiments.studies import divide, run_study
 
 
 def result(errors):
@@ -80,3 +81,18 @@ def test_the_shipped_plans_and_recipes_are_read():
     for name in ("distill_prune_quantize", "prune_int8", "distill_fp16", "distill_int8",
                  "factorize_int8", "prune_cluster_entropy"):  # fmt: skip
         assert recipes.expand(recipes.read_recipe(str(folder / "recipes" / f"{name}.json")))
+
+
+def test_a_manifest_is_divided_in_two(tmp_path, capsys):
+    lines = [{"audio_filepath": f"{i}.wav", "duration": 1.0, "text": "a"} for i in range(10)]
+    whole = tmp_path / "train.json"
+    whole.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = [str(whole), "--output_dir", str(tmp_path / "few")]
+    assert divide.main([*flags, "--labelled", "3"]) == 0
+    parts = [
+        {u.id for u in read_manifest(tmp_path / "few" / f"{name}.json")}
+        for name in ("train", "others")
+    ]
+    assert (len(parts[0]), len(parts[1]), len(parts[0] | parts[1])) == (3, 7, 10)
+    assert divide.main([*flags, "--labelled", "10"]) == 2
+    assert "must lie in 1..9" in capsys.readouterr().err

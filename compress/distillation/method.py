@@ -69,7 +69,8 @@ class Config:
         metadata={"help": "other teachers, .pt or .onnx, with commas between: their mean"},
     )
     unlabelled: str = field(
-        default="", metadata={"help": "folder of speech without transcripts, learnt from as well"}
+        default="",
+        metadata={"help": "folder or manifest of speech, learnt from as well without transcripts"},
     )
     cache: str = field(
         default="",

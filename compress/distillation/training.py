@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from asr.common.metrics import error_rates
-from asr.corpus.manifest import Utterance
+from asr.corpus.manifest import Utterance, read_manifest
 from asr.measure.agreement import frame_agreement
 from asr.network.checkpoint import Checkpoint
 from asr.network.model import ConformerCTC, Output
@@ -35,18 +35,24 @@ if TYPE_CHECKING:
     from compress.distillation.method import Config
 
 
-def unlabelled(folder: str, longest: float) -> list[Utterance]:
-    """The recordings below a folder, without texts, up to `longest` seconds; ValueError if none."""
-    place = Path(folder)
-    if not place.is_dir():
-        raise ValueError(f"{folder}: not a folder; --unlabelled names one with recordings")
-    paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if not paths:
-        raise ValueError(f"{folder}: holds no recordings ({', '.join(EXTENSIONS)})")
-    found = [Utterance(str(path), audio_duration(path), "") for path in paths]
+def unlabelled(path: str, longest: float) -> list[Utterance]:
+    """Recordings up to `longest` seconds, without texts; ValueError if there are none.
+
+    `path`: a folder with recordings at any depth, or a manifest, of which no text is used.
+    """
+    place = Path(path)
+    if place.is_file():
+        found = [replace(u, text="", written="") for u in read_manifest(place)]
+    elif place.is_dir():
+        paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        if not paths:
+            raise ValueError(f"{path}: holds no recordings ({', '.join(EXTENSIONS)})")
+        found = [Utterance(str(p), audio_duration(p), "") for p in paths]
+    else:
+        raise ValueError(f"{path}: not a folder or manifest; --unlabelled names one of recordings")
     kept = [u for u in found if 0.1 <= u.duration <= longest]
     if not kept:
-        raise ValueError(f"{folder}: no recording of 0.1 to {longest:g} s to learn from")
+        raise ValueError(f"{path}: no recording of 0.1 to {longest:g} s to learn from")
     return kept
 
 
