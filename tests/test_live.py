@@ -52,8 +52,7 @@ def test_final_words_are_those_of_the_file(reader, speech, events):
     expected = reader.transcribe(speech).words
     assert [w.text for w in final] == [w.text for w in expected]
     assert len(final) > 20
-    for one, other in zip(final, expected, strict=True):
-        assert (one.start, one.end) == pytest.approx((other.start, other.end), abs=0.03)
+    assert [(w.start, w.end) for w in final] == [(w.start, w.end) for w in expected]
 
 
 def test_words_show_before_they_are_final(events):
@@ -93,7 +92,6 @@ def test_memory_is_that_of_what_is_not_final_yet(reader):
     for _ in range(150):
         assert list(listener.feed(np.zeros(RATE, np.int16))) == []
     assert len(listener._cutter.waveform) < 2 * RATE
-    assert len(listener._recent) <= 62 * RATE
 
 
 # ---- the command ----------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Text while somebody speaks: partial results as they grow, final ones at a pause.
 
-The recording is cut as `asr.runtime.pieces` cuts a file, so that the final words are the file's.
-What was said since the last cut is read anew every few tenths of a second; of a long breath only
-the last seconds are, behind words that stay as they are until the final result.
+The recording is cut by the `Cutter` that cuts files, so that the final words are the file's. What
+was said since the last cut is read anew after each of its steps; of a long breath only the last
+seconds are, behind words that stay as they are until the final result.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from asr.runtime.audio import MAX_RATE, MIN_RATE, Waveform, check_waveform
+from asr.runtime.audio import MAX_RATE, MIN_RATE, check_waveform
 from asr.runtime.pieces import PAD, Cutter, Piece
 from asr.runtime.result import Segment, split_at_pauses
-from asr.runtime.vad import AROUND, FRAMES_PER_SECOND, find_speech
+from asr.runtime.vad import FRAMES_PER_SECOND, find_speech
 from asr.runtime.words import Word
 
 if TYPE_CHECKING:
     from asr.runtime.recognizer import Recognizer
 
-EVERY = 0.3  # seconds between readings of what is being said
 SHARE = 0.08  # of what is read anew that must have come since: bounds the work of long breaths
 LONGEST = 8.0  # seconds that are read anew; of more, what is before a gap stays
 KEPT = (2.0, 2.0)  # seconds at least before such a gap, and behind it
@@ -57,10 +56,9 @@ class Listener:
         if sample_rate != self._rate:
             self._resample = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32")
         self._hop = self._rate // FRAMES_PER_SECOND
-        self._cutter = Cutter(self._rate, recognizer.samples_per_frame)
-        self._recent = np.zeros(0, np.float32)  # what is held and what was before it
-        self._recent_start = 0  # its first sample
-        self._new: list[Waveform] = []  # not yet heard
+        detector = recognizer.detector or find_speech
+        self._cutter = Cutter(self._rate, recognizer.samples_per_frame, detector)
+        self._read = 0  # the sample up to which the last partial result went
         self._pieces: list[Piece] = []  # that the next one overlaps
         self._words: list[Word] = []  # of a long breath, before `_from`
         self._from = 0  # the sample from which on the breath is read anew
@@ -73,41 +71,27 @@ class Listener:
             waveform = check_waveform(samples, self._given_rate, self._given_rate)
             if self._resample is not None:
                 waveform = self._resample.resample_chunk(waveform)
-            self._new.append(waveform)
-        waiting = sum(map(len, self._new)) / self._rate
-        if waiting >= max(EVERY, SHARE * self._breath / self._rate):
-            self._hear()
-            yield from self._final(last=False)
+            self._cutter.add(waveform)
+        yield from self._final(last=False)
+        if self._heard > self._read and self._heard - self._read >= SHARE * self._breath:
+            self._read = self._heard
             yield from self._partial()
 
     def finish(self) -> Iterator[Event]:
         """The rest, when the recording has ended."""
         if self._resample is not None:
-            self._new.append(self._resample.resample_chunk(np.zeros(0, np.float32), last=True))
-        self._hear()
+            self._cutter.add(self._resample.resample_chunk(np.zeros(0, np.float32), last=True))
         yield from self._final(last=True)
+
+    @property
+    def _heard(self) -> int:
+        """Samples of the recording that the cutter has heard."""
+        return self._cutter.start + len(self._cutter.waveform)
 
     @property
     def _breath(self) -> int:
         """Samples that the next partial result is read from."""
-        held = self._cutter.start + len(self._cutter.waveform)
-        return min(held - max(self._from, self._cutter.start), len(self._cutter.waveform))
-
-    def _hear(self) -> None:
-        """Hands what is new to the cutter and judges anew where it holds speech.
-
-        The detector hears whole blocks of its own from the one before, as it does in a file.
-        """
-        waveform = np.concatenate([*self._new, np.zeros(0, np.float32)])
-        self._new = []
-        self._cutter.add(waveform, np.zeros(0, bool))
-        block = AROUND * self._hop
-        first = max(0, self._cutter.start // block - 1) * block
-        self._recent = np.concatenate([self._recent, waveform])[first - self._recent_start :]
-        self._recent_start = first
-        mask = (self._recognizer.detector or find_speech)(self._recent, self._rate)
-        before = (self._cutter.start - first) // self._hop
-        self._cutter.mask = mask[before : before + len(self._cutter.waveform) // self._hop]
+        return self._heard - max(self._from, self._cutter.start)
 
     def _final(self, last: bool) -> Iterator[Event]:
         while piece := self._cutter.take(final=last):

@@ -1,6 +1,6 @@
 """A recording of any length cut in pauses: blocks of samples in, pieces of speech out.
 
-Memory does not grow with the recording: two or three minutes of it are held. A piece is at most
+Memory does not grow with the recording: half a minute of it is held. A piece is at most
 `WINDOW` seconds long. Pauses of `PAUSE` seconds and more are left out; where somebody speaks on for
 longer than a window, the cut falls into the longest shorter pause, and only where there is none do
 two pieces overlap.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.vad import FRAMES_PER_SECOND, Detector, Mask, Waveform
+from asr.runtime.vad import FRAMES_PER_SECOND, Detector, Levels, Waveform
 
 WINDOW, OVERLAP = 25.0, 4.0  # seconds of a piece at most; shared where there is no pause
-CHUNK = 30  # seconds that are judged at once, with as many before and after
+STEP = 30  # frames that are heard at once
 PAUSE = 100  # frames of silence that are left out; a shorter silence stays, at the ends too
 PAD = 30  # frames of a longer silence that stay beside speech, and on to the grid:
 GRID = 40  # frames; pieces begin and end at multiples, so that a doubtful frame moves no border
@@ -46,59 +46,23 @@ def cut_in_pauses(
     Without a `detector` all counts as speech without a pause. Where a piece overlaps the one
     before, their starts lie a multiple of `unit` samples apart.
     """
-    cutter = Cutter(sample_rate, unit)
-    for chunk, mask in _judge(blocks, sample_rate, detector):
-        cutter.add(chunk, mask)
-        while piece := cutter.take(final=False):
+    cutter = Cutter(sample_rate, unit, detector)
+    for block in blocks:
+        cutter.add(block)
+        while piece := cutter.take():
             yield piece
     while piece := cutter.take(final=True):
         yield piece
 
 
-def _judge(
-    blocks: Iterable[Waveform], sample_rate: int, detector: Detector | None
-) -> Iterator[tuple[Waveform, Mask]]:
-    """Chunks of the recording and which of their frames are speech, judged with their neighbours.
-
-    The last chunk may end in a part of a frame.
-    """
-    hop = sample_rate // FRAMES_PER_SECOND
-    before = np.zeros(0, np.float32)
-    chunks = _equal_chunks(blocks, CHUNK * FRAMES_PER_SECOND * hop)
-    now = next(chunks, None)
-    while now is not None:
-        after = next(chunks, None)
-        frames = len(now) // hop
-        short = not len(before) and after is None and frames < FRAMES_PER_SECOND
-        if detector is None or short:  # a word cut out closely may be as steady as a hum
-            mask = np.ones(frames, bool)
-        else:
-            near = [before, now] if after is None else [before, now, after]
-            mask = detector(np.concatenate(near), sample_rate)[len(before) // hop :][:frames]
-        yield now, mask
-        before, now = now, after
-
-
-def _equal_chunks(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
-    """The same samples in chunks of `size`; the last one may be shorter, none is empty."""
-    waiting: list[Waveform] = []
-    count = 0
-    for block in blocks:
-        while len(block):
-            waiting.append(block[: size - count])
-            count += len(waiting[-1])
-            block = block[len(waiting[-1]) :]
-            if count == size:
-                yield np.concatenate(waiting)
-                waiting, count = [], 0
-    if count:
-        yield np.concatenate(waiting)
-
-
 class Cutter:
-    """What is held of a recording, from the end of the last piece on."""
+    """What is held of a recording, from the end of the last piece on.
 
-    def __init__(self, sample_rate: int, unit: int) -> None:
+    It is heard in steps, and after each it is judged anew where it holds speech, so that the
+    pieces depend neither on the blocks it comes in nor on what follows them.
+    """
+
+    def __init__(self, sample_rate: int, unit: int, detector: Detector | None) -> None:
         self.hop = sample_rate // FRAMES_PER_SECOND
         self.unit = math.lcm(unit, self.hop)
         self.window = int(WINDOW * sample_rate / self.unit) * self.unit
@@ -108,23 +72,46 @@ class Cutter:
         self.start = 0  # the place of waveform[0] in the recording
         self.overlap = 0  # of the next piece
         self.joined = True  # a short silence here belongs to the next piece
+        self._waiting = np.zeros(0, np.float32)  # not heard yet
+        self._detector = detector
+        self._levels = Levels(sample_rate)
 
-    def add(self, chunk: Waveform, mask: Mask) -> None:
-        """A chunk that follows what is held, and which of its frames are speech."""
-        self.waveform = np.concatenate([self.waveform, chunk])
-        self.mask = np.concatenate([self.mask, mask])
+    def add(self, block: Waveform) -> None:
+        """A block (N,) that follows what came before."""
+        rest = self._waiting
+        self._waiting = np.concatenate([rest, block]) if len(rest) else block
 
-    def take(self, final: bool) -> Piece | None:
-        """The next piece, or None: more must be heard first, or, if `final`, nothing is left."""
+    def take(self, final: bool = False) -> Piece | None:
+        """The next piece, or None: more must come first, or, if `final`, nothing is left."""
+        step = STEP * self.hop
+        while len(self._waiting) >= step or (final and len(self._waiting)):
+            if piece := self._next(closed=False):
+                return piece
+            self._hear(self._waiting[:step])
+            self._waiting = self._waiting[step:]
+        return self._next(closed=final)
+
+    def _hear(self, step: Waveform) -> None:
+        self.waveform = np.concatenate([self.waveform, step])
+        self._levels.add(step)
+        frames = len(self.waveform) // self.hop
+        if self._detector is None:
+            self.mask = np.ones(frames, bool)
+        elif frames:
+            self.mask = self._detector(self._levels.decibels())[-frames:]
+            self.mask[: self.overlap // self.hop] = True  # the piece before ends with it
+
+    def _next(self, closed: bool) -> Piece | None:
+        """The next piece of what is held; it is all there is if `closed`."""
         while self._at_speech():
             quiet = _runs(~self.mask)
             long = quiet[quiet[:, 1] - quiet[:, 0] >= PAUSE]  # none is at the start
-            closed = final or len(long) > 0
+            known = closed or len(long) > 0  # where it ends
             frames, stop = len(self.mask), len(self.waveform)
             if len(long):
                 frames = self._on_grid(int(long[0, 0]) + PAD + GRID - 1)
                 stop = frames * self.hop
-            if not closed and stop < self.window + REST * self.hop:
+            if not known and stop < self.window + REST * self.hop:
                 return None
             if stop <= self.window:
                 if self.mask[:frames].sum() > BLIP or self.overlap:
@@ -133,7 +120,7 @@ class Cutter:
             elif pause := self._longest_pause(quiet, frames):
                 return self._give(pause * self.hop, joined=True)
             else:
-                length = self._window_length(stop, closed)
+                length = self._window_length(stop, known)
                 return self._give(length, overlap=self.shared, joined=True)
         return None
 
@@ -161,9 +148,9 @@ class Cutter:
         best = int(middle[fits][(found[:, 1] - found[:, 0]).argmax()])
         return self._on_grid(best + SHORT_PAUSE // 2, SHORT_PAUSE)
 
-    def _window_length(self, length: int, closed: bool) -> int:
+    def _window_length(self, length: int, known: bool) -> int:
         """Samples of the next of the windows that cover `length`, equal ones if that is all."""
-        if not closed:
+        if not known:
             return self.window
         count = -(-(length - self.shared) // (self.window - self.shared))
         step = -(-(length - self.shared) // count)
@@ -183,7 +170,7 @@ class Cutter:
         self.overlap, self.joined = 0, self.joined and not count
 
 
-def _runs(mask: Mask) -> Frames:
+def _runs(mask: npt.NDArray[np.bool_]) -> Frames:
     """First frame and the frame behind the last of every run of True, (runs, 2)."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     return edges.reshape(-1, 2)
