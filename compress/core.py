@@ -23,15 +23,17 @@ it is has `onnx_layer(compute)`, see `asr.network.onnx_layers`.
 
 Fine-tuning (`fine_tune_epochs` > 0) runs after `apply`. A method that trains another form of its
 layers has `prepare` (same signature, used in place of `apply`) and `freeze(model, config)`, used
-afterwards: fake quantisation, codebooks to be rounded. `update(config, model, fraction)` is called
-before each step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
+afterwards: fake quantisation, codebooks to be rounded. With `freeze`, what `apply` alone gives is
+kept where it hears held-out speech better. `update(config, model, fraction)` is called before each
+step of training, 0 to 1 of it done: gradual pruning. Weights that are zero stay zero.
 `why_kept(model, name, config)` may tell the report why a layer of the finished model is as it was.
 
-A method may have other defaults than fine-tuning has (`TUNING`, a dict) and leave out options of
-it (`WITHOUT`, names); `train(checkpoint, first, config, tuning, folder)` in place of fine-tuning,
-where `first` is the checkpoint before the first step; `check(checkpoint, config, tuning)`, which
-raises ValueError before any step is taken; and `parts(config)`: the Configs of several steps in its
-place, which share its epochs.
+A method may have other defaults than fine-tuning has (`TUNING`, a dict), another share of the
+learning rate in training (`learning_rate_share(config)`), and leave out options (`WITHOUT`, names);
+`train(checkpoint, first, config, tuning, folder)` in place of fine-tuning, where `first` is the
+checkpoint before the first step; `check(checkpoint, config, tuning)`, which raises ValueError
+before any step is taken; and `parts(config)`: the Configs of several steps in its place, which
+share its epochs.
 
 Shape-changing methods (pruning, factorization, distillation) come before packing ones (clustering,
 quantization): `linears` yields plain nn.Linear only.
@@ -56,6 +58,7 @@ from asr.network.checkpoint import Checkpoint, check_finite
 from asr.network.model import ConformerCTC
 from asr.training.data import Batch
 from compress import finetuning, packing
+from compress.held_out import untrained_is_better
 from compress.registry import method
 
 T = TypeVar("T")
@@ -264,6 +267,9 @@ def take(
     module, half = method(step.method), is_half(checkpoint.model)
     tuning, epochs = step.tuning, step.tuning.fine_tune_epochs
     change = getattr(module, "prepare", module.apply) if epochs else module.apply
+    untrained = None
+    if epochs and hasattr(module, "freeze"):
+        untrained = module.apply(copy.deepcopy(checkpoint.model), step.config, calibration).eval()
     model = change(checkpoint.model, step.config, calibration)
     options = asdict(step.config) | (asdict(tuning) if epochs else {})
     history = [*checkpoint.history, {"step": step.method, "config": options}]
@@ -273,9 +279,13 @@ def take(
             model = module.train(checkpoint, first, step.config, tuning, folder)
         else:
             update = partial(module.update, step.config) if hasattr(module, "update") else None
-            model = finetuning.fine_tune(checkpoint, first.model, tuning, folder, update)
+            share = getattr(module, "learning_rate_share", lambda _: finetuning.SHARE)(step.config)
+            run = finetuning.FineTuning(share)
+            model = finetuning.fine_tune(checkpoint, first.model, tuning, folder, update, run)
         if hasattr(module, "freeze"):
             model = module.freeze(model, step.config)
+        if untrained and untrained_is_better(untrained, model.eval(), checkpoint, tuning):
+            model, history[-1] = untrained, {"step": step.method, "config": asdict(step.config)}
         checkpoint = replace_fields(checkpoint, model=cast(ConformerCTC, model.eval()))
     if half:
         for part in checkpoint.model.modules():

@@ -35,6 +35,7 @@ from asr.training.trainer import Trainer
 from compress.imitation import BlockOutputs, distance, divergence
 
 Update = Callable[[nn.Module, float], None]
+SHARE = 0.25  # of the learning rate in training
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Options:
         default="", metadata={"help": "data to train on; by default what the model was trained on"}
     )
     fine_tune_learning_rate: float = field(
-        default=0.0, metadata={"help": "peak learning rate; 0: a quarter of that in training"}
+        default=0.0,
+        metadata={
+            "help": "peak learning rate; 0: a quarter of that in training (int8, int4: 1/16)"
+        },
     )
     fine_tune_seed: int = field(
         default=0, metadata={"help": "added to the training's seed of order and augmentation"}
@@ -91,10 +95,7 @@ def fine_tune(
             return fine_tune(checkpoint, teacher, options, Path(temporary), update, run)
     check_trainable(checkpoint.model)
     config = run.settings(checkpoint, options)
-    splits = load_splits(data_path(checkpoint, options), seed=trained_with(checkpoint).seed)
-    train, dev = (
-        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
-    )
+    train, dev = data(checkpoint, options, config)
     place = folder / f"fine_tuning_{len(checkpoint.history)}"
     state = resumable(place / "last.pt", checkpoint)
     place.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def untrainable(model: nn.Module) -> str:
     )
 
 
-def train_config(checkpoint: Checkpoint, options: Options, share: float = 0.25) -> TrainConfig:
+def train_config(checkpoint: Checkpoint, options: Options, share: float = SHARE) -> TrainConfig:
     """The settings of the checkpoint's own training, as far as they fit fine-tuning.
 
     Its learning rate times `share` where the options name none.
@@ -168,6 +169,17 @@ def data_path(checkpoint: Checkpoint, options: Options) -> str | list[str]:
     return options.fine_tune_data or trained_on(checkpoint, "--fine_tune_data")
 
 
+def data(
+    checkpoint: Checkpoint, options: Options, config: TrainConfig
+) -> tuple[list[Utterance], list[Utterance]]:
+    """What can be used of the speech to train on, and of what is held out."""
+    splits = load_splits(data_path(checkpoint, options), seed=trained_with(checkpoint).seed)
+    train, dev = (
+        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
+    )
+    return train, dev
+
+
 def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
     """The interrupted run at `path`, None without one; a ValueError if it was another run."""
     if not path.exists():
@@ -182,10 +194,16 @@ def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 class FineTuning:
-    """How a run is set up; a method that trains in its own way has one of its own."""
+    """How a run is set up; a method that trains in its own way has one of its own.
+
+    `share` of the learning rate in training is taken where the options name no rate.
+    """
+
+    def __init__(self, share: float = SHARE) -> None:
+        self.share = share
 
     def settings(self, checkpoint: Checkpoint, options: Options) -> TrainConfig:
-        return train_config(checkpoint, options)
+        return train_config(checkpoint, options, self.share)
 
     def speech(self, train: list[Utterance], settings: TrainConfig) -> list[Utterance]:
         """What to train on, given what can be used of the training data."""

@@ -322,6 +322,54 @@ def test_every_method_can_be_fine_tuned(checkpoint, tmp_path):
         assert torch.equal(again(x).log_probs, result.model(x).log_probs)
 
 
+@pytest.mark.parametrize("spoilt", ["trained", "untrained"])
+def test_the_better_of_trained_and_untrained_is_kept(checkpoint, monkeypatch, capsys, spoilt):
+    """By held-out speech: fine-tuning may lose to what rounding alone gives. One says nothing."""
+    learnt = core.run(checkpoint, steps("recovery", fine_tune_epochs=8))
+    plain = core.run(copy.deepcopy(learnt), steps("quantization", fine_tune_epochs=0))
+    package = registry.method("quantization")
+    name = "freeze" if spoilt == "trained" else "apply"
+    make = getattr(package, name)
+
+    def silent(*args):
+        model = make(*args)
+        model.head.bias.data[0] = 1000
+        return model
+
+    monkeypatch.setattr(package, name, silent)
+    kept = core.run(learnt, steps("quantization", fine_tune_epochs=1))
+    said = capsys.readouterr().out
+    if spoilt == "trained":
+        assert "kept: without\n" in said
+        assert same(kept.model, plain.model)
+        assert "fine_tune_epochs" not in kept.history[-1]["config"]
+    else:
+        assert "kept: with\n" in said
+        assert kept.model.head.bias.max() < 1000
+        assert kept.history[-1]["config"]["fine_tune_epochs"] == 1
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int4", 1 / 16), ("int2", 1 / 4)])
+def test_fine_steps_are_trained_with_a_small_rate(checkpoint, monkeypatch, precision, share):
+    rates = []
+    monkeypatch.setattr(
+        finetuning, "FineTuner", lambda _, config, *rest: rates.append(config.learning_rate)
+    )
+    with pytest.raises(AttributeError):  # no tuner was made
+        core.run(checkpoint, steps("quantization", precision=precision))
+    assert rates == [pytest.approx(TRAINED["learning_rate"] * share)]
+
+
+def test_co_training_is_for_fine_tuning(checkpoint):
+    """And is said before any step is taken."""
+    options = {"precision": "int2", "co_training": "int4"}
+    with pytest.raises(ValueError, match="co_training is for fine-tuning"):
+        core.run(checkpoint, [recipes.make_step("quantization", options)])
+    result = core.run(checkpoint, steps("quantization", fine_tune_epochs=1, **options))
+    assert result.history[-1]["config"]["co_training"] == "int4"
+    assert type(result.model.blocks[0].ff1.up).__name__ == "QuantLinear"
+
+
 def test_held_out_measures_against_the_first_model(checkpoint, corpus, tmp_path, capsys):
     other = copy.deepcopy(checkpoint)
     leave_teacher(other)

@@ -330,7 +330,7 @@ def test_scale_gradient_is_that_of_lsq():
     inside = (x > -8) & (x < 7)
     per_weight = np.where(inside, np.rint(x) - x, np.clip(x, -8, 7))
     expected = per_weight.sum(1) * s[:, 0]
-    assert np.allclose(fake.gain.grad.numpy(), expected, rtol=1e-3, atol=1e-3)
+    assert np.allclose(fake.own.gain.grad.numpy(), expected, rtol=1e-3, atol=1e-3)
     assert np.array_equal(fake.weight.grad.numpy() != 0, inside)
 
 
@@ -347,6 +347,9 @@ def test_scale_gradient_is_that_of_lsq():
         ({"precision": "ternary", "group_size": 32}, "one of 64"),
         ({"precision": "int8", "activation_aware": True}, "activation_aware"),
         ({"ends": "int4"}, "ends"),
+        ({"precision": "int2", "co_training": "int8,int2"}, "'int2' beside int2"),
+        ({"precision": "int4", "co_training": "fp16"}, "not one of int8, int2, ternary"),
+        ({"precision": "int8", "co_training": "int4"}, "co_training is for"),
     ],
 )
 def test_bad_options(options, message):
@@ -368,3 +371,52 @@ def test_a_layer_is_freed_once_it_is_replaced(monkeypatch):
     monkeypatch.setattr(quantization, "core", SimpleNamespace(**vars(core) | {"replace": replace}))
     quantization.apply(model, quantization.Config())
     assert alive == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("precision", "group_size"), PRECISIONS[1:])
+def test_training_begins_with_the_integers_that_were_chosen(precision, group_size):
+    """Those of error feedback are often not the nearest to the weights."""
+    x, linear = correlated_inputs(), linear_of(weights(32, 64))
+    weight, gram = linear.weight.detach(), x.T @ x / len(x)
+    values = rounding.compensated(weight, precision, group_size, precision == "int2", gram)
+    low, high = rounding.limits(precision, False)
+    nearest = rounding.to_integers(weight, *values[1:], group_size, low, high)
+    assert not torch.equal(nearest.to(torch.int8), values.qweight)
+    fake = FakeQuantLinear.from_values(linear, values, precision, group_size)
+    assert torch.equal(fake.quantized().qweight, values.qweight)
+    same = nearest.to(torch.int8) == values.qweight
+    assert torch.equal(fake.weight[same], weight[same])
+    assert ((fake.weight - weight).abs() <= 1.01 * (fake.quantized_weight() - weight).abs()).all()
+
+
+def test_co_training_takes_turns_and_stores_its_own_precision():
+    torch.manual_seed(0)
+    linear = linear_of(weights(24, 80))
+    weight = linear.weight.detach()
+    values = rounding.grouped(weight, "ternary", 64)
+    fake = FakeQuantLinear.from_values(linear, values, "ternary", 64, ["int8", "int2"])
+    expected = {
+        name: rounding.dequantize(*rounding.grouped(weight, *kind), kind[1])
+        for name in ("ternary", "int8", "int2")
+        for kind in [rounding.standard(name, 80)]
+    }
+    counts = dict.fromkeys(expected, 0)
+    fake.train()
+    for _ in range(200):
+        seen = fake.quantized_weight()
+        (name,) = [n for n, w in expected.items() if torch.allclose(seen, w, atol=1e-6)]
+        counts[name] += 1
+    assert 70 < counts["ternary"] < 130
+    assert min(counts["int8"], counts["int2"]) > 25
+    loss = sum(fake(torch.randn(4, 80)).square().sum() for _ in range(40))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fake.parameters())
+    empty = FakeQuantLinear(**fake.args)
+    empty.load_state_dict(fake.state_dict(), strict=True, assign=True)
+    fake.eval()
+    x = torch.randn(3, 80)
+    assert torch.equal(empty.eval()(x), fake(x))
+    assert all(torch.equal(fake.quantized_weight(), expected["ternary"]) for _ in range(10))
+    model = nn.Sequential(fake)
+    quantization.freeze(model, quantization.Config(precision="ternary"))
+    assert torch.equal(model[0].weight(), expected["ternary"])

@@ -6,9 +6,17 @@ them, `fakequant` trains with them, `layers` stores them and computes.
 
 from compress.quantization.fakequant import FakeQuantLinear
 from compress.quantization.layers import Int8Conv, Int8Linear, QuantConv, QuantLinear
-from compress.quantization.method import Config, apply, freeze, prepare, why_kept
+from compress.quantization.method import (
+    Config,
+    apply,
+    check,
+    freeze,
+    learning_rate_share,
+    prepare,
+    why_kept,
+)
 
 __all__ = [
     "Config", "FakeQuantLinear", "Int8Conv", "Int8Linear", "QuantConv", "QuantLinear",
-    "apply", "freeze", "prepare", "why_kept",
+    "apply", "check", "freeze", "learning_rate_share", "prepare", "why_kept",
 ]  # fmt: skip

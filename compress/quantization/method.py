@@ -9,28 +9,29 @@
 
 Convolutions are stored in int8, scales, biases and norms rounded to fp16. With
 `activation_aware`, calibration speech weighs the errors (`rounding`). With fine-tuning,
-training sees the quantised weights (`fakequant`).
+training sees the quantised weights (`fakequant`), with `co_training` those of several precisions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from asr.network.checkpoint import Checkpoint
 from compress import core
 from compress.calibration import input_grams, need
+from compress.finetuning import SHARE, Options
 from compress.quantization import fakequant, rounding
 from compress.quantization.equalization import equalize
 from compress.quantization.layers import Int8Linear, QuantLinear, quantized_conv
+from compress.quantization.rounding import GROUP_SIZES
 
 PRECISIONS = ("int8", "int4", "int2", "ternary", "fp16")
-GROUP_SIZES = {  # default first
-    "int4": (32, 16, 64, 128, 256),
-    "int2": (32, 16, 64, 128, 256),
-    "ternary": (64, 128, 256, 512),
-}
+PACKED = PRECISIONS[:-1]
 ENDS = "subsampling.*,head"
+FINE_SHARE = 1 / 16  # of the learning rate in training, for precisions of small steps
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Config(core.Selection):
     activation_aware: bool = field(
         default=False, metadata={"help": "weigh errors by calibration speech (int4, int2, ternary)"}
     )
+    co_training: str = field(
+        default="",
+        metadata={
+            "help": "precisions, as 'int8,int4', at which fine-tuning trains the weights too"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -76,6 +83,19 @@ class Config(core.Selection):
             raise ValueError(
                 f"activation_aware is for int4, int2 and ternary, not {self.precision}"
             )
+        for other in self.others:
+            if other not in PACKED or other == self.precision:
+                allowed = ", ".join(p for p in PACKED if p != self.precision)
+                raise ValueError(
+                    f"co_training {other!r} beside {self.precision} is not one of {allowed}"
+                )
+        if self.others and not grouped:
+            raise ValueError(f"co_training is for int4, int2 and ternary, not {self.precision}")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The precisions of co-training."""
+        return tuple(part.strip() for part in self.co_training.split(",") if part.strip())
 
     @property
     def needs_calibration(self) -> bool:
@@ -89,6 +109,17 @@ class Config(core.Selection):
             return "int8", 0, False
         group_size = self.group_size or GROUP_SIZES[self.precision][0]
         return self.precision, group_size, self.asymmetric or self.precision == "int2"
+
+
+def learning_rate_share(config: Config) -> float:
+    """Where rounding loses little, large steps of training lose more than they mend."""
+    return FINE_SHARE if config.precision in ("int8", "int4") else SHARE
+
+
+def check(checkpoint: Checkpoint, config: Config, tuning: Options) -> None:
+    """Raises ValueError for training that is not to take place."""
+    if config.others and not tuning.fine_tune_epochs:
+        raise ValueError("co_training is for fine-tuning: give fine_tune_epochs above 0 as well")
 
 
 def apply(
@@ -138,7 +169,10 @@ def _apply(
             core.replace(model, name, quantized_conv(layer))
         else:
             assert isinstance(layer, nn.Linear)
-            replacement = quantized_linear(layer, *config.at(name), grams.get(name), training)
+            kind = config.at(name)
+            others = config.others if kind[0] == config.precision else ()
+            also = others if training else None
+            replacement = quantized_linear(layer, *kind, grams.get(name), also)
             core.replace(model, name, replacement)
     core.round_rest(model)
     return model
@@ -159,16 +193,16 @@ def approximation(config: Config, name: str, weight: Tensor, importance: Tensor)
 
 def quantized_linear(
     linear: nn.Linear, precision: str, group_size: int, asymmetric: bool,
-    gram: Tensor | None = None, training: bool = False,
+    gram: Tensor | None = None, also: Sequence[str] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """The layer in place of a Linear, to be stored or to be trained."""
+    """The layer in place of a Linear: to be stored, or to be trained at more precisions if any."""
     weight = linear.weight.detach()
     group_size = group_size or linear.in_features
     if gram is None:
         values = rounding.grouped(weight, precision, group_size, asymmetric)
     else:
         values = rounding.compensated(weight, precision, group_size, asymmetric, gram)
-    if training:
-        return fakequant.FakeQuantLinear.from_values(linear, values, precision, group_size)
+    if also is not None:
+        return fakequant.FakeQuantLinear.from_values(linear, values, precision, group_size, also)
     cls = Int8Linear if precision == "int8" else QuantLinear
     return cls.from_values(values, linear.bias, precision, group_size)

@@ -19,6 +19,11 @@ from torch import Tensor
 from compress import feedback
 
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7), "int2": (-2, 1), "ternary": (-1, 1)}
+GROUP_SIZES = {  # default first
+    "int4": (32, 16, 64, 128, 256),
+    "int2": (32, 16, 64, 128, 256),
+    "ternary": (64, 128, 256, 512),
+}
 ZERO_STEP = {"int8": 1.0, "int4": 1.0, "int2": 0.5}  # zero points are multiples of it
 SHRINK = torch.linspace(0.65, 1.1, 10).tolist()  # clipping tried by the search, 1 = none
 CENTRED = -0.5  # the zero point of int2 that has as many values on either side
@@ -31,6 +36,11 @@ class Quantized(NamedTuple):
     qweight: Tensor
     scale: Tensor
     zero_point: Tensor | None
+
+
+def standard(precision: str, in_features: int) -> tuple[str, int, bool]:
+    """The precision, its usual group size (int8: the whole row) and whether it has zero points."""
+    return precision, GROUP_SIZES.get(precision, (in_features,))[0], precision == "int2"
 
 
 def limits(precision: str, asymmetric: bool) -> tuple[int, int]:
