@@ -73,6 +73,7 @@ CASES = {  # array, bytes an element
     "pruned, negative": (pruned((integers(129).astype(int) - 64).astype(np.int8)), 0.5 + 1 / 8),
     "pruned 4 bits": (pruned(integers(16), rest=8), 0.25 * 15 / 16 + 1 / 8),
     "ternary": (integers(3), 1 / 5),
+    "ternary around zero": ((integers(3).astype(int) - 1).astype(np.int8), 1 / 5),
     "ternary, rows that no byte ends with": (integers(3, (704, 20)), 1 / 5),
     "base 5": (integers(5), 1 / 3),
     "2 bits": (integers(4), 1 / 4),

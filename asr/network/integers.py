@@ -11,12 +11,15 @@ in pairs and adds these in 16 bits: 255 * 64 * 2 just fits, and larger weights w
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
 LARGEST = 64  # magnitude of a weight
 FINEST = 127  # of the multiplier of a group
+BLOCK = 16  # inputs that are unpacked together, or a part of them that a group is made of
 
 
 class Integers(nn.Module):
@@ -48,14 +51,17 @@ class Integers(nn.Module):
 
 
 class GroupedIntegers(nn.Module):
-    """Few-bit integers that have a scale for each group of inputs.
+    """Integers of 4 or 2 bits that have a scale for each group of inputs.
 
     An output's scale is 1 / 64 of what its largest group may hold; a group's own is `multiplier` /
     `steps` times that, in 8 bits: a weight is (q - zero point) * multiplier / steps, rounded. Where
     zero points are halves, multipliers are even, so that all stays in integers.
+
+    A byte holds one input of each part of a block, the last part less 2 ** (bits - 1), so that with
+    its sign it is the byte's own value as soon as the others are masked out.
     """
 
-    q: Tensor
+    packed: Tensor
     multiplier: Tensor
     zero_point: Tensor | None
     scale: Tensor
@@ -65,61 +71,107 @@ class GroupedIntegers(nn.Module):
         self, q: Tensor, scale: Tensor, group_size: int, middle: int,
         zero_point: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """q (N, K) of 0 ... 2 * middle; scale (N, G); zero_point (N, G), whole or halves, between
-        0 and the largest q, else `middle`.
+        """q (N, K) of 0 ... 2 * middle - 1; scale (N, G); zero_point (N, G), whole or halves,
+        between 0 and the largest q, else `middle`.
         """
         super().__init__()
-        self.group_size, self.middle, self.parts = group_size, middle, 1  # parts of a zero point
+        self.n, self.k = q.shape
+        self.group_size, self.middle, self.halves = group_size, middle, 1
         largest = float(middle)  # of q - zero point
         if zero_point is not None:
-            self.parts = 2 if (zero_point % 1).any() else 1
+            self.halves = 2 if (zero_point % 1).any() else 1
             largest = float((zero_point - (middle - 0.5)).abs().max()) + middle - 0.5
-            zero_point = (zero_point * self.parts).to(torch.int8)
-        finest = FINEST // self.parts
-        self.steps = largest * self.parts * finest / LARGEST
+            zero_point = (zero_point * self.halves).to(torch.int8)
+        finest = FINEST // self.halves
+        self.steps = largest * self.halves * finest / LARGEST
         top = scale.abs().amax(1, keepdim=True)  # (N, 1)
-        multiplier = self.parts * (scale / top * finest).round()  # (N, G)
-        self.register_buffer("q", q.to(torch.int8))
+        multiplier = self.halves * (scale / top * finest).round()  # (N, G)
+        self.bits = (2 * middle - 1).bit_length()
+        self.block = math.gcd(group_size, BLOCK)
+        self.parts = 8 // self.bits if self.block % (8 // self.bits) == 0 else 1
+        self.register_buffer("packed", self.pack(q))  # (1, N * blocks, block / parts, 1)
         self.register_buffer("multiplier", multiplier.to(torch.int8))
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("scale", top.flatten().float() * (largest / LARGEST))
         self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
 
+    def pack(self, q: Tensor) -> Tensor:
+        q = nn.functional.pad(q.to(torch.int64), (0, -self.k % self.block))
+        parts = q.reshape(-1, self.parts, self.block // self.parts)
+        places = 2 ** (self.bits * torch.arange(self.parts))
+        parts = parts * places[:, None]
+        parts[:, -1] -= self.middle * places[-1]
+        return parts.sum(1).to(torch.int8)[None, :, :, None]
+
     def forward(self) -> Tensor:
-        """One QLinearConv with a group of inputs for a channel, all of it in 8 bits.
+        """A QLinearConv for each part with a block for a channel, all of it in 8 bits.
 
         No quotient lies in the middle of two integers, so every runtime rounds the same way.
         """
-        (n, k), groups, size = self.q.shape, self.multiplier.shape[1], self.group_size
-        if not torch.onnx.is_in_onnx_export():
-            group = torch.arange(k) // size
-            zero: Tensor | int = self.middle
-            if self.zero_point is not None:
-                zero = self.zero_point[:, group].float() / self.parts
-            product = (self.q.float() - zero) * self.multiplier[:, group].float()
-            return (product / self.steps).round().to(torch.int8).t()
-        one, steps = torch.tensor(1.0), torch.tensor(self.steps)
-        nothing = torch.tensor(0, dtype=torch.int8)
-        middle, bias = torch.tensor(self.middle, dtype=torch.int8), None
+        blocks = -(-self.k // self.block)
+        group = torch.tensor([i * self.block // self.group_size for i in range(blocks)])
+        multiplier = self.multiplier.index_select(1, group).flatten()  # (N * blocks,)
+        products = None  # of the zero points
         if self.zero_point is not None:
-            middle, zeros = nothing, self.zero_point.to(torch.int32)
-            bias = -(zeros * (self.multiplier.to(torch.int32) // self.parts)).flatten()
-        q = self.q
-        if k % size:
-            pads = torch.tensor([0, 0, 0, -k % size])
-            q = onnx_ops.symbolic(
-                "Pad", (q, pads, nothing), dtype=q.dtype, shape=[n, groups * size], version=19
-            )
-        weight: Tensor = onnx_ops.symbolic(
-            "QLinearConv",
-            (
-                q.view(1, n * groups, size, 1), one, middle,
-                self.multiplier.view(n * groups, 1, 1, 1), one, nothing, steps, nothing, bias,
-            ),
-            {"kernel_shape": [1, 1], "group": n * groups},
-            dtype=torch.int8, shape=[1, n * groups, size, 1], version=10,
-        )  # fmt: skip
-        return weight.view(n, groups * size)[:, :k].t()
+            zeros = self.zero_point.index_select(1, group).flatten()
+            products = zeros.to(torch.int32) * (multiplier.to(torch.int32) // self.halves)
+        parts = []
+        for part in range(self.parts):
+            place, last = 2 ** (self.bits * part), part == self.parts - 1
+            masked = self.packed
+            if self.parts > 1:  # of the last part its sign is kept
+                masked = masked & (-place if last else (2**self.bits - 1) * place)
+            zero, bias = 0 if last else self.middle * place, None
+            if products is not None:
+                zero, bias = 0, -products * place
+                if last:
+                    bias = bias + multiplier.to(torch.int32) * (self.middle * place)
+            parts.append(multiply_rows(masked, multiplier, bias, zero, self.steps * place))
+        weight = torch.cat(parts, 2).view(self.n, blocks * self.block)
+        return weight[:, : self.k].t()
+
+
+def multiply_rows(x: Tensor, by: Tensor, bias: Tensor | None, zero: int, steps: float) -> Tensor:
+    """((x - zero) * by + bias) / steps, rounded: x (1, R, C, 1) and by (R,) int8, bias int32."""
+    if not torch.onnx.is_in_onnx_export():
+        product = (x.double() - zero) * by.double()[:, None, None]
+        product = product if bias is None else product + bias.double()[:, None, None]
+        return (product / steps).round().to(torch.int8)
+    one, nothing = torch.tensor(1.0), torch.tensor(0, dtype=torch.int8)
+    result: Tensor = onnx_ops.symbolic(
+        "QLinearConv",
+        (
+            x, one, torch.tensor(zero, dtype=torch.int8), by.view(-1, 1, 1, 1), one, nothing,
+            torch.tensor(float(steps)), nothing, bias,
+        ),
+        {"kernel_shape": [1, 1], "group": len(by)},
+        dtype=torch.int8, shape=x.shape, version=10,
+    )  # fmt: skip
+    return result
+
+
+class TernaryIntegers(nn.Module):
+    """Weights -1, 0 and 1 times one of 0 ... 64 for each group of inputs."""
+
+    sign: Tensor
+    multiplier: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, sign: Tensor, scale: Tensor, group_size: int) -> None:
+        """sign (N, K) of -1 ... 1; scale (N, G)."""
+        super().__init__()
+        self.group_size = group_size
+        top = scale.abs().amax(1, keepdim=True)  # (N, 1)
+        multiplier = (scale / top * LARGEST).round()
+        self.register_buffer("sign", sign.to(torch.int8).t().contiguous())
+        self.register_buffer("multiplier", multiplier.to(torch.int8).t().contiguous())  # (G, N)
+        self.register_buffer("scale", top.flatten().float() / LARGEST)
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
+
+    def forward(self) -> Tensor:
+        group = torch.tensor([i // self.group_size for i in range(len(self.sign))])
+        return self.sign * self.multiplier.index_select(0, group)
 
 
 class TableIntegers(nn.Module):

@@ -97,10 +97,11 @@ class Plain:
 
 @dataclass
 class Digits:
-    """8-bit values of 0 ... levels - 1, in fields of bits or in a base; packed along axis 0."""
+    """8-bit values from `low` up, in fields of bits (from 0) or in a base; packed along axis 0."""
 
     array: Array
     levels: int
+    low: int = 0
 
     @property
     def in_base(self) -> bool:
@@ -155,9 +156,9 @@ class Digits:
     def _look_up(self, nodes: _Nodes, array: Array) -> onnx_ir.Value:
         """Row i of a table holds the digits i of all bytes."""
         per_byte = digits_per_byte(self.levels)
-        packed = nodes.constant(pack_rows(array, self.levels, per_byte))
+        packed = nodes.constant(pack_rows(array - self.low, self.levels, per_byte))
         places = self.levels ** np.arange(per_byte)[:, None]
-        table = np.arange(self.levels**per_byte) // places % self.levels
+        table = np.arange(self.levels**per_byte) // places % self.levels + self.low
         index = nodes.add("Cast", packed, to=onnx_ir.DataType.INT32)
         value = nodes.add("Gather", table.astype(array.dtype), index, axis=1)
         rows = np.array([-1, *array.shape[1:]], np.int64)
@@ -224,9 +225,13 @@ def smallest(array: Array) -> Form:
 
 def dense(array: Array) -> Plain | Digits:
     eight_bits = array.dtype in (np.int8, np.uint8)
-    if not eight_bits or not array.size or array.min() < 0:
+    if not eight_bits or not array.size:
         return Plain(array, array.dtype == np.float32 and exact_in_half(array))
-    return Digits(array, int(array.max()) + 1)
+    low, top = int(array.min()), int(array.max())
+    if low < 0:
+        digits = Digits(array, top - low + 1, low)
+        return digits if digits.in_base else Plain(array, half=False)
+    return Digits(array, top + 1)
 
 
 def most_frequent(array: Array) -> Any:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asr.network import onnx_layers
-from asr.network.integers import GroupedIntegers, Integers
+from asr.network.integers import GroupedIntegers, Integers, TernaryIntegers
 from asr.network.onnx_layers import dynamic_quantize
 from compress import convolution
 from compress.core import round_to_half
@@ -89,7 +89,11 @@ class QuantLinear(nn.Module):
         q, zeros = self.qweight + middle, self.zeros()
         zero_point = None if zeros is None else zeros + middle
         if compute == "int8":
-            weight = GroupedIntegers(q, self.scale, self.group_size, middle, zero_point)
+            weight = (
+                TernaryIntegers(self.qweight, self.scale, self.group_size)
+                if self.precision == "ternary"
+                else GroupedIntegers(q, self.scale, self.group_size, middle, zero_point)
+            )
             return onnx_layers.Int8Linear(weight, self.bias)
         if self.precision == "int4":
             return onnx_layers.NBitsLinear(q, self.scale, self.bias, zero_point, 4, self.group_size)
