@@ -16,6 +16,7 @@ CONFIGS = [
     FeatureConfig(),
     FeatureConfig(sample_rate=8000, n_mels=40, n_fft=256, win_length=200, hop_length=80),
     FeatureConfig(n_mels=64, n_fft=400, win_length=400, preemphasis=0.0),
+    FeatureConfig(win_length=401),
 ]
 
 
@@ -49,7 +50,7 @@ def librosa_normalised(waveform: np.ndarray, config: FeatureConfig) -> np.ndarra
     return (x - x.mean(axis=0)) / (x.std(axis=0, ddof=1) + 1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["default", "8 kHz", "no emphasis"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["default", "8 kHz", "no emphasis", "odd window"])
 @pytest.mark.parametrize("n", [16000, 12345, 1601, 640])
 def test_log_mel_equals_librosa(config, n):
     waveform = chirp(n, config.sample_rate)
@@ -90,7 +91,7 @@ def test_log_mel_equals_torchaudio():
     np.testing.assert_allclose(raw_log_mel(waveform), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["default", "8 kHz", "no emphasis"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["default", "8 kHz", "no emphasis", "odd window"])
 def test_mel_filters_equal_librosa(config):
     import librosa
 

@@ -21,6 +21,7 @@ Array = npt.NDArray[np.float32]
 
 LOG_GUARD = 2.0**-24
 STD_GUARD = 1e-5
+BLOCK = 512  # frames that are transformed together: what a processor's cache holds
 
 
 def n_frames(n_samples: int, config: FeatureConfig) -> int:
@@ -56,12 +57,35 @@ def raw_log_mel(waveform: Array, config: FeatureConfig | None = None) -> Array:
     np.subtract(x[1:], config.preemphasis * x[:-1], out=emphasised[half + 1 : half + len(x)])
     if config.padding == "reflect" and len(x) > 1:
         emphasised = np.pad(emphasised[half : half + len(x)], half, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(emphasised, config.n_fft)
-    frames = frames[:: config.hop_length][: n_frames(len(x), config)]  # (T, n_fft), a view
-    spectrum = np.fft.rfft(frames * _window(config), axis=1)  # (T, n_fft // 2 + 1)
-    power = spectrum.real**2 + spectrum.imag**2
-    mel = power.astype(np.float32, copy=False) @ mel_filters(config).T  # (T, n_mels)
-    return np.log(mel + np.float32(LOG_GUARD))
+    first = (config.n_fft - config.win_length) // 2  # the window lies in the middle
+    frames = np.lib.stride_tricks.sliding_window_view(emphasised[first:], config.win_length)
+    frames = frames[:: config.hop_length][: n_frames(len(x), config)]  # (T, win_length), a view
+    filters = mel_filters(config).T
+    mel = np.empty((len(frames), config.n_mels), np.float32)
+    for start in range(0, len(frames), BLOCK):
+        block = slice(start, start + BLOCK)
+        np.matmul(power_spectrum(frames[block], config), filters, out=mel[block])
+    mel += np.float32(LOG_GUARD)
+    log: Array = np.log(mel, out=mel)
+    return log
+
+
+def power_spectrum(frames: Array, config: FeatureConfig) -> Array:
+    """Powers (T, n_fft // 2 + 1) of frames (T, win_length), windowed and transformed by products.
+
+    About the middle of a frame its even part has the real and its odd part the imaginary
+    coefficients; the phase that this leaves out has no power. A product of matrices is several
+    times faster here than NumPy's FFT.
+    """
+    cosines, sines = _transform(config)
+    after: Any = frames[:, -len(cosines) :]
+    before: Any = frames[:, len(cosines) - 1 :: -1]
+    real: Array = (after + before) @ cosines
+    imaginary: Array = (after - before) @ sines
+    real *= real
+    imaginary *= imaginary
+    real += imaginary
+    return real
 
 
 def normalize(features: Array, config: FeatureConfig) -> Array:
@@ -80,12 +104,20 @@ def normalize(features: Array, config: FeatureConfig) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _window(config: FeatureConfig) -> Array:
-    """A symmetric Hann window, centred in n_fft samples."""
-    window = np.hanning(config.win_length)
-    left = (config.n_fft - config.win_length) // 2
-    right = config.n_fft - config.win_length - left
-    return np.pad(window, (left, right)).astype(np.float32)
+def _transform(config: FeatureConfig) -> tuple[Array, Array]:
+    """Cosines and sines (ceil(win_length / 2), n_fft // 2 + 1) under half a symmetric Hann window.
+
+    Rows go from the middle outwards; a sample in the middle itself is met twice, so it counts half.
+    """
+    half = (config.win_length + 1) // 2
+    window = np.hanning(config.win_length)[-half:]
+    if config.win_length % 2:
+        window[0] /= 2
+    distance = np.arange(half) + (config.win_length - 1) / 2 % 1
+    bins = np.arange(config.n_fft // 2 + 1) * (2 * np.pi / config.n_fft)
+    angle = distance[:, None] * bins
+    cosines, sines = window[:, None] * np.cos(angle), window[:, None] * np.sin(angle)
+    return cosines.astype(np.float32), sines.astype(np.float32)
 
 
 @lru_cache(maxsize=8)
