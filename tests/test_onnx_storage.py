@@ -85,6 +85,8 @@ CASES = {  # array, bytes an element
     "pruned, no multiple of 8": (pruned(floats[:175, :79]), 2 + 1 / 8),
     "convolution": (pruned(floats).reshape(22, 8, 5, 16), 2 + 1 / 8),
     "vector": (pruned(floats).ravel(), 2 + 1 / 8),
+    "all pruned": (np.zeros_like(floats), 4 / floats.size),
+    "all equal": (np.full(floats.shape, -7, np.int8), 1 / floats.size),
 }
 
 

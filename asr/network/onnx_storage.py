@@ -5,7 +5,8 @@ Nothing here changes a value. An initializer is written in the smallest of these
 - float32 values that fp16 holds exactly as fp16, and a Cast;
 - 8-bit integers of 0 ... levels - 1 as several digits a byte: shifted out of fields of 4, 2 and 1
   bits, or looked up where a base packs tighter (five ternary ones);
-- a mask of one bit an element, and the values that differ from the most frequent one (pruning).
+- a mask of one bit an element, and the values that differ from the most frequent one (pruning);
+- one value and a shape, where all elements are equal.
 
 All but the look-ups stays in 8 bits, since onnxruntime keeps what it folds until the last node.
 """
@@ -93,6 +94,20 @@ class Plain:
             return nodes.constant(self.array.reshape(shape))
         half = nodes.constant(self.array.reshape(shape).astype(np.float16))
         return nodes.add("Cast", half, to=onnx_ir.DataType.FLOAT)
+
+
+@dataclass
+class Filled:
+    """One value everywhere, as where a whole layer was pruned."""
+
+    value: Array  # (1,)
+
+    @property
+    def bytes(self) -> int:
+        return self.value.nbytes
+
+    def expand(self, nodes: _Nodes, shape: tuple[int, ...]) -> onnx_ir.Value:
+        return nodes.add("Expand", self.value, np.array(shape, np.int64))
 
 
 @dataclass
@@ -210,14 +225,16 @@ class Sparse:
         return nodes.add("Reshape", full, np.array(shape, np.int64))
 
 
-Form = Plain | Digits | Sparse
+Form = Plain | Filled | Digits | Sparse
 
 
 def smallest(array: Array) -> Form:
     """The form that takes the fewest bytes."""
+    if array.size and (array == array.flat[0]).all():
+        return Filled(array.ravel()[:1])
     form: Form = dense(array)
     rest = most_frequent(array)
-    if rest is None or not 0 < np.count_nonzero(array != rest) < array.size:
+    if rest is None or not np.count_nonzero(array == rest):
         return form
     sparse = Sparse(array, rest)
     return sparse if sparse.bytes + SPARSE_NODE_BYTES < form.bytes else form
