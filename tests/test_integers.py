@@ -59,6 +59,7 @@ KINDS = {
     "256 clusters": lambda: clustered(256, 1),
     "256 clusters, 2 codebooks": lambda: clustered(256, 2),
     "16 clusters, 5 codebooks": lambda: clustered(16, 5),
+    "12 clusters": lambda: clustered(12, 1),
     "7 clusters": lambda: clustered(7, 1),
 }
 

@@ -175,7 +175,11 @@ class TernaryIntegers(nn.Module):
 
 
 class TableIntegers(nn.Module):
-    """Indices of codebooks whose entries are rounded to 8 bits, a scale for each codebook."""
+    """Indices of codebooks whose entries are rounded to 8 bits, a scale for each codebook.
+
+    Of 9 to 16 entries a byte holds two indices, of a row of the first half of the inputs and of the
+    second, and is looked up as it is in two tables that know one half of it.
+    """
 
     indices: Tensor
     table: Tensor
@@ -186,17 +190,23 @@ class TableIntegers(nn.Module):
     def __init__(self, indices: Tensor, codebook: Tensor, rows: int) -> None:
         """indices (N, K) uint8, codebook (parts, entries): one for every `rows` outputs."""
         super().__init__()
-        n, (parts, entries) = len(indices), codebook.shape
+        n, self.k = indices.shape
+        parts, entries = codebook.shape
         step = codebook.abs().amax(1) / LARGEST
         step = torch.where(step == 0, torch.ones_like(step), step)
         table = (codebook / step[:, None]).round()
         width = 2 ** (entries - 1).bit_length()  # so that a part's first entry can be or-ed
-        table = torch.nn.functional.pad(table, (0, width - entries))
+        table = nn.functional.pad(table, (0, width - entries))
         part = torch.arange(n) // rows
+        self.pairs = width == 16
+        indices = indices.t()
+        if self.pairs:
+            low, high = nn.functional.pad(indices, (0, 0, 0, self.k % 2)).chunk(2)
+            indices, width = low | high << 4, 256
         self.narrow = parts * width <= 256
         first = (part * width).to(torch.uint8 if self.narrow else torch.int32)
-        self.register_buffer("indices", indices.t().contiguous())
-        self.register_buffer("table", table.flatten().to(torch.int8))
+        self.register_buffer("indices", indices.contiguous())
+        self.register_buffer("table", table.to(torch.int8))  # (parts, entries)
         self.register_buffer("first", first if parts > 1 else None)
         self.register_buffer("scale", step[part].float())
         self.register_buffer("zero", torch.tensor(0, dtype=torch.int8))
@@ -208,7 +218,12 @@ class TableIntegers(nn.Module):
         index = index.to(torch.int32)
         if self.first is not None and not self.narrow:
             index = index + self.first
-        return look_up(self.table, index)
+        if not self.pairs:
+            return look_up(self.table.flatten(), index)
+        halves = [b % 16 for b in range(256)], [b // 16 for b in range(256)]
+        tables = [self.table.index_select(1, torch.tensor(half)).flatten() for half in halves]
+        weight = torch.cat([look_up(table, index) for table in tables])
+        return weight[: self.k] if self.k % 2 else weight
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:

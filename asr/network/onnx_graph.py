@@ -181,7 +181,7 @@ def trace_block(block: ConformerBlock, name: str) -> onnx_ir.Function:
 def tidy(graph: onnx_ir.Model) -> None:
     """Folds what shapes and types decide, merges equal nodes, and drops names of source files."""
     passes.InlinePass()(graph)
-    fold_constants(graph, input_size_limit=MIN_SIZE)
+    fold_constants(graph, input_size_limit=MIN_SIZE, output_size_limit=MIN_SIZE)
     for clean in (
         passes.RemoveUnusedNodesPass(),
         passes.CommonSubexpressionEliminationPass(),
