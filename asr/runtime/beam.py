@@ -27,8 +27,11 @@ KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis ne
 # Natural logarithm, for each token, that a grammar's text may be less likely than the likeliest
 # one; on dev-clean it lies between what was said and other phrases.
 UNLIKELY = 2.0
+# Natural logarithm: a word that closes seldom brings so much more than its beginning has promised.
+CLOSING = 1.0
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class BeamConfig:
         default=7.0, metadata={"help": "tokens this far below a frame's best are not tried"}
     )
     beam_threshold: float = field(
-        default=10.0, metadata={"help": "hypotheses this far below the best are dropped"}
+        default=8.0, metadata={"help": "hypotheses this far below the best are dropped"}
     )
 
     def __post_init__(self) -> None:
@@ -146,50 +149,68 @@ class BeamSearch:
             self._step(beam, frame, np.flatnonzero(tokens))
         return self._finish(beam)
 
-    def _step(self, beam: _Beam, frame: Floats, tokens: npt.NDArray[np.intp]) -> None:
+    def _step(self, beam: _Beam, frame: Floats, tokens: Ints) -> None:
         """One frame (V,) of which `tokens` (C,) may be appended; n is the size of the beam."""
-        total = np.logaddexp(beam.blank, beam.token)  # (n,)
-        blank = total + frame[0]
+        blank = beam.total + frame[0]  # (n,)
         token = beam.token + frame[beam.last]
         if not len(tokens):
-            beam.blank, beam.token = blank, token
+            beam.blank, beam.token, beam.total = blank, token, np.logaddexp(blank, token)
             return
-        repeats = beam.last[:, None] == tokens  # a token needs a blank before it comes again
-        new = np.where(repeats, beam.blank[:, None], total[:, None]) + frame[tokens]  # (n, C)
+        new = beam.total[:, None] + frame[tokens]  # (n, C)
+        column = np.full(len(frame), -1)
+        column[tokens] = np.arange(len(tokens))
+        at = column[beam.last]
+        again = np.flatnonzero(at >= 0)  # a token needs a blank before it comes again
+        at = at[again]
+        new[again, at] = beam.blank[again] + frame[tokens[at]]
 
         if self._grammar is not None:
             allowed = [self._grammar.allowed(p.state, p.word)[tokens] for p in beam.prefixes]
             new[~np.array(allowed)] = -np.inf
 
-        column = np.full(len(frame), -1)
-        column[tokens] = np.arange(len(tokens))
-        child = np.flatnonzero((beam.parent >= 0) & (column[beam.last] >= 0))
-        row, at = beam.parent[child], column[beam.last[child]]  # these extensions are in the beam
-        token[child] = np.logaddexp(token[child], new[row, at])
+        inside = beam.parent[again] >= 0  # extensions that are in the beam
+        inner, row, at = again[inside], beam.parent[again[inside]], at[inside]
+        token[inner] = np.logaddexp(token[inner], new[row, at])
         new[row, at] = -np.inf
 
-        stay = np.logaddexp(blank, token) + beam.rank
-        starts = self._starts[tokens]
-        if self._scorer is not None and starts.any():
-            scores = new + np.where(starts, self._closed(beam)[:, None], beam.rank[:, None])
-        else:
-            scores = new + beam.rank[:, None]
-        scores = np.concatenate([stay, scores.ravel()])
+        total = np.logaddexp(blank, token)
+        scores = self._scores(beam, total, new, self._starts[tokens])
+        beam.blank, beam.token, beam.total = blank, token, total
         kept = self._best(scores)
-        old, added = kept[kept < len(blank)], kept[kept >= len(blank)] - len(blank)
+        old, added = kept[kept < len(total)], kept[kept >= len(total)] - len(total)
         row, at = np.divmod(added, len(tokens))
-        children = [
-            self._child(beam, beam.prefixes[i], int(t))
-            for i, t in zip(row.tolist(), tokens[at].tolist(), strict=True)
-        ]
-        beam.replace(
-            [beam.prefixes[i] for i in old.tolist()] + children,
-            np.concatenate([blank[old], np.full(len(added), -np.inf)]),
-            np.concatenate([token[old], new[row, at]]),
-            recombine=self._scorer is not None,
-        )
+        least = scores[old].max(initial=-np.inf) - self.config.beam_threshold
+        children: list[_Prefix] = []
+        log_probs: list[float] = []
+        for i, t, log_prob in zip(
+            row.tolist(), tokens[at].tolist(), new[row, at].tolist(), strict=True
+        ):
+            if child := self._child(beam, beam.prefixes[i], t, least - log_prob):
+                children.append(child)
+                log_probs.append(log_prob)
+        if children or len(old) < len(total):
+            beam.change(old, children, log_probs, recombine=self._scorer is not None)
 
-    def _best(self, scores: Floats) -> npt.NDArray[np.intp]:
+    def _scores(
+        self, beam: _Beam, total: Floats, new: Floats, starts: npt.NDArray[np.bool_]
+    ) -> Floats:
+        """Scores (n + n C,) of what stays and of its extensions `new` (n, C), where `starts` begin.
+
+        A word that such a token closes has its score if it is near enough.
+        """
+        stay = total + beam.rank
+        scores = new + beam.rank[:, None]
+        if self._scorer is not None and starts.any():
+            best = max(stay.max(), scores[:, ~starts].max(initial=-np.inf))
+            least = best - self.config.beam_threshold - CLOSING
+            ends = np.full(len(total), -np.inf)
+            for i in np.flatnonzero(scores[:, starts].max(axis=1) >= least).tolist():
+                prefix = beam.prefixes[i]
+                ends[i] = prefix.words + self._close(prefix)[0]
+            scores = new + np.where(starts, ends[:, None], beam.rank[:, None])
+        return np.concatenate([stay, scores.ravel()])
+
+    def _best(self, scores: Floats) -> Ints:
         """Indices of the scores that stay, in order of the indices."""
         near = scores >= scores.max() - self.config.beam_threshold
         kept = np.flatnonzero(near & (scores > -np.inf))
@@ -197,10 +218,6 @@ class BeamSearch:
             top = np.argpartition(-scores[kept], self.config.beam_size - 1)
             kept = np.sort(kept[top[: self.config.beam_size]])
         return kept
-
-    def _closed(self, beam: _Beam) -> Floats:
-        """Scores (n,) of the words of every hypothesis once its last word is closed."""
-        return np.array([p.words + (p.closing or self._close(p))[0] for p in beam.prefixes])
 
     def _close(self, prefix: _Prefix) -> tuple[float, Any]:
         """What the unfinished last word adds when it ends, and the state then."""
@@ -211,21 +228,25 @@ class BeamSearch:
                 prefix.closing = self._scorer.score(prefix.state, self._written(prefix.word))
         return prefix.closing
 
-    def _child(self, beam: _Beam, parent: _Prefix, token: int) -> _Prefix:
-        """The prefix that is `parent` and one more token; there is never a second one."""
+    def _child(self, beam: _Beam, parent: _Prefix, token: int, least: float) -> _Prefix | None:
+        """The prefix that is `parent` and one more token, if its rank is not below `least`.
+
+        There is never a second one.
+        """
         child = beam.known.get((parent, token))
         if child is None:
-            child = beam.known[parent, token] = _Prefix(parent, token, parent.state)
+            word, words, state = parent.word + self._texts[token], parent.words, parent.state
+            rank = 0.0
             if self._scorer is not None:
                 if self._starts[token]:
-                    score, child.state = self._close(parent)
-                    child.word, child.words = self._texts[token], parent.words + score
-                else:
-                    child.word, child.words = parent.word + self._texts[token], parent.words
-                written = self._written(child.word)
-                child.rank = child.words + (self._scorer.ahead(written) if written else 0.0)
-                child.future = hash((child.state, child.word, token))
-        return child
+                    score, state = self._close(parent)
+                    word, words = self._texts[token], words + score
+                written = self._written(word)
+                rank = words + (self._scorer.ahead(written) if written else 0.0)
+                if rank < least:
+                    return None
+            child = beam.known[parent, token] = _Prefix(parent, token, state, word, words, rank)
+        return child if child.rank >= least else None
 
     def _written(self, word: str) -> str:
         """The text of a word that is spelled by tokens."""
@@ -234,8 +255,7 @@ class BeamSearch:
     def _finish(self, beam: _Beam) -> list[tuple[_Prefix, float, float]]:
         """The end of the recording closes the last words and the sentence."""
         found = []
-        log_probs = np.logaddexp(beam.blank, beam.token).tolist()
-        for prefix, log_prob in zip(beam.prefixes, log_probs, strict=True):
+        for prefix, log_prob in zip(beam.prefixes, beam.total.tolist(), strict=True):
             score, state = self._close(prefix)
             if self._scorer is not None:
                 score += prefix.words + self._scorer.end(state)
@@ -253,14 +273,17 @@ class _Prefix:
 
     __slots__ = ("closing", "future", "parent", "rank", "state", "token", "word", "words")
 
-    def __init__(self, parent: _Prefix | None, token: int, state: Any) -> None:
+    def __init__(
+        self, parent: _Prefix | None, token: int, state: Any,
+        word: str = "", words: float = 0.0, rank: float = 0.0,
+    ) -> None:  # fmt: skip
         self.parent = parent
         self.token = token
         self.state = state
-        self.word = ""
-        self.words = 0.0
-        self.rank = 0.0
-        self.future = 0
+        self.word = word
+        self.words = words
+        self.rank = rank
+        self.future = hash((state, word, token))
         self.closing: tuple[float, Any] | None = None
 
     def ids(self) -> list[int]:
@@ -277,25 +300,38 @@ class _Beam:
     """The n hypotheses of a frame; arrays are (n,).
 
     `blank` and `token` are the log probabilities of the paths that end in a blank and in the
-    `last` token; `parent` is the place of the prefix without the last token, or -1.
+    `last` token, `total` is that of both; `parent` is the place of the prefix without the last
+    token, or -1.
     """
 
     def __init__(self, root: _Prefix) -> None:
         self.known: dict[tuple[_Prefix, int], _Prefix] = {}
         self._limit = KEPT_PREFIXES
-        self.replace([root], np.zeros(1), np.full(1, -np.inf))
+        self.blank, self.token, self.total = np.zeros(1), np.full(1, -np.inf), np.zeros(1)
+        self._take([root])
 
-    def replace(
-        self, prefixes: list[_Prefix], blank: Floats, token: Floats, recombine: bool = False
+    def change(
+        self, kept: Ints, children: list[_Prefix], log_probs: list[float], recombine: bool
     ) -> None:
-        """Takes the hypotheses of the next frame, of those with one future only the best."""
-        rank = np.array([p.rank for p in prefixes])
+        """Keeps these of the hypotheses, and `children` behind them.
+
+        To `recombine` is to keep, of those with one future, only the best.
+        """
+        prefixes = [self.prefixes[i] for i in kept.tolist()] + children
+        blank = np.concatenate([self.blank[kept], np.full(len(children), -np.inf)])
+        token = np.concatenate([self.token[kept], log_probs])
+        total = np.concatenate([self.total[kept], log_probs])
         if recombine:
-            kept = unlike(prefixes, np.logaddexp(blank, token) + rank)
-            if len(kept) < len(prefixes):
-                prefixes = [prefixes[i] for i in kept]
-                blank, token, rank = blank[kept], token[kept], rank[kept]
-        self.prefixes, self.blank, self.token, self.rank = prefixes, blank, token, rank
+            best = unlike(prefixes, total)
+            if len(best) < len(prefixes):
+                prefixes = [prefixes[i] for i in best]
+                blank, token, total = blank[best], token[best], total[best]
+        self.blank, self.token, self.total = blank, token, total
+        self._take(prefixes)
+
+    def _take(self, prefixes: list[_Prefix]) -> None:
+        self.prefixes = prefixes
+        self.rank = np.array([p.rank for p in prefixes])
         self.last = np.array([p.token for p in prefixes])
         place: dict[_Prefix | None, int] = {p: i for i, p in enumerate(prefixes)}
         self.parent = np.array([place.get(p.parent, -1) for p in prefixes])
@@ -321,13 +357,15 @@ def likely(log_probs: npt.NDArray[np.floating], ids: list[int], log_prob: float)
     return best - log_prob < UNLIKELY * length
 
 
-def unlike(prefixes: list[_Prefix], scores: Floats) -> list[int]:
+def unlike(prefixes: list[_Prefix], log_probs: Floats) -> list[int]:
     """Which to keep so that none has the future of a better one: it can hardly win any more.
 
     Hardly, as the better one may end in a blank less surely. Without this a beam fills with texts
     that differ in a word long past.
     """
-    best: dict[int, int] = {}
-    for i in np.argsort(-scores, kind="stable").tolist():
-        best.setdefault(prefixes[i].future, i)
-    return sorted(best.values())
+    best: dict[int, tuple[float, int]] = {}
+    for i, (prefix, log_prob) in enumerate(zip(prefixes, log_probs.tolist(), strict=True)):
+        score = log_prob + prefix.rank
+        if prefix.future not in best or score > best[prefix.future][0]:
+            best[prefix.future] = score, i
+    return sorted(i for _, i in best.values())

@@ -68,7 +68,7 @@ class WordModel:
             found = _remember(self._scores, (state, number), (score, after))
         if number != self._model.unknown:
             return found
-        if not AROUND.sub("", word):
+        if not bare(word):
             return 0.0, state
         return found[0] - self._config.unknown_penalty * len(word), found[1]
 
@@ -79,8 +79,7 @@ class WordModel:
         """The best score of a word with that beginning, whatever came before it."""
         best = self._ahead.get(prefix)
         if best is None:
-            bare = AROUND.sub("", prefix.lower())
-            best = _remember(self._ahead, prefix, self._best_word(bare))
+            best = _remember(self._ahead, prefix, self._best_word(bare(prefix.lower())))
         return best
 
     def _best_word(self, prefix: str) -> float:
@@ -104,10 +103,14 @@ class WordModel:
             at = bisect_left(self._folded, word)
             if at < len(self._folded) and self._folded[at] == word:
                 number = self._order[at]
-        bare = AROUND.sub("", word.lower())
-        if number < 0 and bare not in ("", word):
-            return self._number(bare)
+        if number < 0 and (inside := bare(word.lower())) not in ("", word):
+            return self._number(inside)
         return self._model.unknown if number < 0 or number in self._signs else number
+
+
+def bare(word: str) -> str:
+    """A word without the punctuation around it; "" for a sign alone."""
+    return word if word.isalnum() else AROUND.sub("", word)
 
 
 def fold(words: list[str], scores: Floats) -> tuple[list[str], Ints]:

@@ -76,14 +76,16 @@ class Ngrams:
         backoff = 0.0
         after = [level.context(word)]
         for context, shorter, longer in zip(state, self._levels, self._levels[1:], strict=False):
-            at = -1 if context < 0 else longer.find(word, *shorter.children(context))
+            if context < 0:
+                after.append(-1)
+                continue
+            at = longer.find(word, *shorter.children(context))
             if at >= 0:
                 level, found, backoff = longer, at, 0.0
                 after.append(longer.context(at))
             else:
                 after.append(-1)
-                if context >= 0:
-                    backoff += shorter.backoffs[context]
+                backoff += shorter.backoffs[context]
         while after and after[-1] < 0:
             after.pop()
         return level.log_probs[found] + backoff, tuple(after)
