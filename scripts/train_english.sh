@@ -54,7 +54,7 @@ train --init_from "$out/start.pt" --data_dir "$out/data" --output_dir "$out/mode
 final=model unlabelled=$speech/common_voice_unlabelled/train.json
 if [ -e "$unlabelled" ]; then
     [ -e "$out/heard/train-heard.json" ] || run python scripts/label_speech.py \
-        --model_path "$out/model/model.pt" --lm "$out/english.lm" --beam_size 8 --min_confidence 0.4 \
+        --model_path "$out/model/model.pt" --lm "$out/english.lm" --beam_size 8 --min_confidence 0.75 \
         --data_dir "$unlabelled" --output_path "$out/heard/train-heard.json"
     train --init_from "$out/model/model.pt" --data_dir "$out/data" "$out/heard/train-heard.json" \
         --output_dir "$out/model_2" --front_rate 0.4 --learning_rate 8e-4 --warmup_steps 60 \

@@ -98,9 +98,12 @@ def test_confidence_falls_with_every_doubtful_token():
     log_probs[range(6), [2, 0, 3, 1, 4, 0]] = np.log([0.9, 0.99, 0.5, 0.9, 0.8, 0.99])
     one, two = read_words(log_probs, [2, 3, 1, 4], LETTERS, seconds=0.04)
     assert (one.text, two.text) == ("ab", "c")
-    assert one.confidence == pytest.approx(0.45**words_module.SURENESS)
-    assert two.confidence == pytest.approx(0.8**words_module.SURENESS)
+    assert one.confidence == pytest.approx(0.45**words_module.SOUNDED)
+    assert two.confidence == pytest.approx(0.8**words_module.SOUNDED)
     assert (one.start, one.end) == pytest.approx((0.0, 0.12))
+    one, two = read_words(log_probs, [2, 3, 1, 4], LETTERS, seconds=0.04, worded=True)
+    assert one.confidence == pytest.approx(0.45 ** (words_module.WORDED / 2))
+    assert two.confidence == pytest.approx(0.8**words_module.WORDED)
     assert read_words(log_probs, [], LETTERS, seconds=0.04) == []
 
 

@@ -54,6 +54,7 @@ class Recognizer:
         self.tokenizer = Tokenizer(self.info.tokens)
         self.detector: Detector | None = find_speech  # None: all of a recording is read
         self.decoder: Callable[[Array], list[int]] = greedy_decode
+        self.worded = False  # the decoder has a language model over words
         self.min_confidence = MIN_CONFIDENCE  # segments less sure than that are left out
 
     @overload
@@ -152,7 +153,7 @@ class Recognizer:
         rate = self.info.features.sample_rate
         seconds = self.samples_per_frame / rate
         ids = self.decoder(reading.log_probs)
-        found = read_words(reading.log_probs, ids, self.info.tokens, seconds)
+        found = read_words(reading.log_probs, ids, self.info.tokens, seconds, self.worded)
         before = reading.start / rate
         return [
             replace(word, start=before + word.start, end=before + word.end)
@@ -250,4 +251,5 @@ def load(
         from asr.runtime.language_model import load_decoder
 
         recognizer.decoder = load_decoder(recognizer.info.tokens, beam)
+        recognizer.worded = bool(beam.lm)
     return recognizer

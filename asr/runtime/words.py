@@ -18,9 +18,10 @@ import numpy.typing as npt
 from asr.runtime.tokenizer import SPACE, join, word_spans
 
 BAND = 400  # states of an alignment that are looked at in a frame: a token and a blank are two
-# The letters' own probabilities are surer than they should be; their product to this power is the
-# share of right words on dev-clean (experiments/words/words.json).
-SURENESS = 1.5
+# The tokens' own probabilities are surer than they should be. To these powers, which fit dev-clean
+# (experiments/words/), their product is the share of right words that were read as they sound, and
+# their geometric mean that of words from a language model, which mends a doubtful token.
+SOUNDED, WORDED = 1.5, 1.3
 
 Array = npt.NDArray[np.floating]
 Frames = npt.NDArray[np.intp]
@@ -37,12 +38,13 @@ class Word:
 
 
 def read_words(
-    log_probs: Array, ids: Sequence[int], tokens: Sequence[str], seconds: float
-) -> list[Word]:
+    log_probs: Array, ids: Sequence[int], tokens: Sequence[str], seconds: float,
+    worded: bool = False,
+) -> list[Word]:  # fmt: skip
     """The words of token ids (L,) decoded from log_probs (T', V); a frame lasts `seconds`.
 
     A word begins with its first token's first frame and ends after its last one's. Its confidence
-    is the product of its tokens' highest probabilities, to the power of `SURENESS`.
+    comes of its tokens' highest probabilities: `worded` ids are from a language model over words.
     """
     spans = align(log_probs, ids)
     peaks = _peaks(log_probs, ids, spans)
@@ -53,8 +55,9 @@ def read_words(
         if text:
             first += texts[first] == SPACE
             start, end = seconds * int(spans[first, 0]), seconds * int(spans[stop - 1, 1])
-            sure = math.exp(min(SURENESS * float(peaks[first:stop].sum()), 0.0))
-            words.append(Word(text, start, end, sure))
+            peak = peaks[first:stop]
+            sure = WORDED * float(peak.mean()) if worded else SOUNDED * float(peak.sum())
+            words.append(Word(text, start, end, math.exp(min(sure, 0.0))))
     return words
 
 
