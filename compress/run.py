@@ -27,7 +27,8 @@ from asr.network.processes import is_first
 from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, pipeline, recipes, report
 from compress.pipeline import Pipeline
-from compress.sensitivity import choose_steps, dev_speech, of_modules, parse_setting, read_scan
+from compress.sensitivity import choose_steps, dev_speech, read_scan
+from compress.settings import of_modules, parse_setting
 
 CHECKPOINT, REPORT = "model.pt", "compression.json"
 
@@ -98,14 +99,15 @@ def compress(
     if tests and not dry_run and first:
         before = measure_exported("before", checkpoint, tests, threads)
     started = time.monotonic()
-    if not steps:
+    mixed = not steps
+    if mixed:
         steps = choose_steps(
             checkpoint, scan, speech, 1e6 * target_size_mb, max_wer_increase or 0.0, dev
         )
     if dry_run:
         steps = [replace_fields(step, tuning=finetuning.Options()) for step in steps]
         result, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
-        say_unmatched(steps[1:], result.model)
+        say_unmatched(steps[1:] if not mixed else [], result.model)
         print(report.layer_table(rows))
         print(report.summary_table(rows, *sizes))
         print("nothing was written")
@@ -132,7 +134,7 @@ def compress(
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    say_unmatched(steps[1:], result.model)
+    say_unmatched(steps[1:] if not mixed else [], result.model)
     print(report.summary_table(rows, *sizes))
     print(f"{folder / CHECKPOINT} written in {seconds:.0f} s", flush=True)
     if before:
@@ -251,7 +253,7 @@ def load_speech(
     """Calibration speech if the steps, or those that a scan offers, or the scan itself need it."""
     scanning = not steps and found is None
     settings = found["settings"] if found else []
-    possible = steps or [parse_setting(text) for text in settings]
+    possible = steps or [step for text in settings for step in parse_setting(text)]
     if not (data or scanning or any(map(recipes.needs_calibration, possible))):
         return None
     return calibration.load(checkpoint, data, most=16 if scanning else 96)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,44 +29,10 @@ from compress.allocation import allocate
 from compress.calibration import need, speech, utterances
 from compress.registry import method
 from compress.report import file_bytes
+from compress.settings import MIXED, in_order, parse_setting
 
-SETTINGS = (
-    "quantization:precision=int8",
-    "quantization:precision=int4,ends=same",
-    "quantization:precision=ternary,ends=same",
-)
 KINDS = (nn.Linear, *core.CONVOLUTIONS)
 TRIES = 8  # models that are measured to meet an error rate
-
-
-def parse_setting(text: str, by: str = "module") -> core.Step:
-    """A step from 'method:option=value,option=value' for a scan by layer or module; ValueError."""
-    name, _, options = text.partition(":")
-    values: dict[str, Any] = {}
-    for part in filter(None, options.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"setting {text!r}: {part!r} is not option=value")
-        try:
-            values[key.strip()] = json.loads(value)
-        except ValueError:
-            values[key.strip()] = value.strip()
-    step = recipes.make_step(name, values)
-    if not isinstance(step.config, core.Selection):
-        raise ValueError(f"setting {text!r}: {name} does not change single layers")
-    recipes.expand([step])  # raises where it cannot do without fine-tuning
-    if {"include", "exclude"} & values.keys() or step.tuning.fine_tune_epochs:
-        raise ValueError(f"setting {text!r}: a scan chooses the layers and does not fine-tune")
-    if "size_ratio" in values:
-        raise ValueError(f"setting {text!r}: size_ratio is of a whole file; name rank or sparsity")
-    if by == "layer" and of_modules(step):
-        raise ValueError(f"setting {text!r} is of whole modules: scan them with --by module")
-    return step
-
-
-def of_modules(step: core.Step) -> bool:
-    """Whether a step takes names of modules, not of layers."""
-    return getattr(step.config, "pruning_type", "") == "structured"
 
 
 def scan(
@@ -79,7 +44,7 @@ def scan(
     `by` 'module' compresses the layers of a module together, which is faster. A setting that makes
     a layer no smaller is left out.
     """
-    steps = {text: parse_setting(text, by) for text in settings}
+    chains = {text: parse_setting(text, by) for text in settings}
     model = checkpoint.model
     example = outputs(model, calibration)
     wer = word_error_rate(checkpoint, model, dev) if dev else None
@@ -89,11 +54,9 @@ def scan(
         found: dict[str, Any] = {}
         row = {"name": name, "layers": layers, "bytes": bytes_before, "settings": found}
         rows.append(row)
-        for text, step in steps.items():
-            config = restricted(step, [row]).config
-            heard = calibration if recipes.needs_calibration(step) else None  # as compress.py will
+        for text in chains:
             try:
-                changed = method(step.method).apply(copy.deepcopy(model), config, heard)
+                changed = apply(copy.deepcopy(model), in_order({text: [row]}), calibration)
             except core.UnchangedError:
                 continue
             size = stored(changed, layers)
@@ -112,6 +75,14 @@ def scan(
     }  # fmt: skip
 
 
+def apply(model: nn.Module, steps: Sequence[core.Step], calibration: core.Calibration) -> nn.Module:
+    """The model after the steps, which hear the speech only if compress.py will let them."""
+    for step in steps:
+        heard = calibration if recipes.needs_calibration(step) else None
+        model = method(step.method).apply(model, step.config, heard)
+    return model
+
+
 def units(model: nn.Module, by: str) -> dict[str, list[str]]:
     """The plain Linears and convolutions, one by one or by the module they are in."""
     names = [name for name, _ in core.layers(model, kinds=KINDS)]
@@ -123,15 +94,6 @@ def units(model: nn.Module, by: str) -> dict[str, list[str]]:
         module = ".".join(parts[:3]) if parts[0] == "blocks" else parts[0]
         groups.setdefault(module, []).append(name)
     return groups
-
-
-def restricted(step: core.Step, rows: Sequence[dict[str, Any]]) -> core.Step:
-    """The step for these rows of a scan only."""
-    if of_modules(step):
-        names = [row["name"] for row in rows]
-    else:
-        names = [name for row in rows for name in row["layers"]]
-    return replace(step, config=replace(step.config, include=",".join(names)))
 
 
 def stored(model: nn.Module, layers: Sequence[str]) -> int:
@@ -195,7 +157,8 @@ def smallest(found: dict[str, Any]) -> float:
 def fit_size(found: dict[str, Any], target: float) -> list[core.Step]:
     """The steps that bring the stored tensors to `target` bytes at the least distance.
 
-    One step a setting, with the layers that get it. The target is not below `smallest`.
+    One step a setting, or several in order, with the layers that get it. The target is not below
+    `smallest`.
     """
     rows = found["layers"]
     sizes, losses, names = [], [], []
@@ -210,7 +173,7 @@ def fit_size(found: dict[str, Any], target: float) -> list[core.Step]:
     for row, texts, j in zip(rows, names, choice, strict=True):
         if texts[j] is not None:
             chosen.setdefault(texts[j], []).append(row)
-    return [restricted(parse_setting(text), given) for text, given in chosen.items()]
+    return in_order(chosen)
 
 
 def fit_file(
@@ -280,7 +243,7 @@ def choose_steps(
     From a scan, or one made now, by modules. Prints the dev WER before and after where it is asked.
     """
     if found is None:
-        found = scan(checkpoint, SETTINGS, need(calibration, "a scan"), by="module")
+        found = scan(checkpoint, MIXED, need(calibration, "a scan"), by="module")
 
     def changed(steps: list[core.Step]) -> Checkpoint:
         return core.run(copy.deepcopy(checkpoint), steps, calibration)

@@ -20,7 +20,7 @@ from asr.measure.machine import provenance
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_json
-from compress import calibration, sensitivity
+from compress import calibration, sensitivity, settings
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,8 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_path", required=True, help="the float checkpoint")
     add("--output_dir", required=True, help="folder for sensitivity.json and sensitivity.png")
-    add("--settings", nargs="+", default=list(sensitivity.SETTINGS),
-        help="METHOD:OPTION=VALUE,… each (default: int8, int4 and ternary)")  # fmt: skip
+    add("--settings", nargs="+", default=list(settings.SETTINGS),
+        help="METHOD:OPTION=VALUE,… each, several with + (default: precisions)")  # fmt: skip
     add("--calibration_data", default="", help="speech (default: that of training)")
     add("--utterances", type=int, default=16, help="of it, for the distance (default: 16)")
     add("--dev_data", help="also measure the word error rate on this; no test data")
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     for text in args.settings:
-        sensitivity.parse_setting(text, args.by)
+        settings.parse_setting(text, args.by)
     checkpoint = load_checkpoint(args.model_path)
     dev = calibration.speech(checkpoint, args.dev_data, "dev") if args.dev_data else []
     speech = calibration.load(checkpoint, args.calibration_data, most=args.utterances)

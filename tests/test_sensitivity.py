@@ -18,13 +18,13 @@ from asr.runtime.recognizer import load
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
 from asr.training.dev import transcribe_alone
-from compress import calibration, cli, core, recipes, sensitivity
+from compress import calibration, cli, core, recipes, sensitivity, settings
 from compress.factorization import method as factorization
 from compress.report import file_bytes
 from tests.corpus import write_corpus
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sensitivity.py"
-INT4, TERNARY = sensitivity.SETTINGS[1:]
+INT4, TERNARY = settings.INT4, settings.TERNARY
 STRUCTURED = "pruning:pruning_type=structured,sparsity=0.5"
 
 
@@ -52,17 +52,22 @@ def speech(checkpoint):
 
 @pytest.fixture(scope="module")
 def found(checkpoint, speech):
-    return sensitivity.scan(checkpoint, sensitivity.SETTINGS, speech)
+    return sensitivity.scan(checkpoint, settings.SETTINGS, speech)
 
 
 def test_every_layer_is_measured_and_the_model_left_alone(checkpoint, found, speech):
     names = [n for n, m in checkpoint.model.named_modules() if type(m) in sensitivity.KINDS]
     assert [row["name"] for row in found["layers"]] == names
     row = next(r for r in found["layers"] if r["name"] == "blocks.0.ff1.up")
-    int8, int4, ternary = (row["settings"][text] for text in sensitivity.SETTINGS)
+    int8, int4, int2, ternary = (row["settings"][text] for text in settings.SETTINGS)
     assert row["bytes"] == 4 * (32 * 128 + 128)
-    assert row["bytes"] > int8["bytes"] > int4["bytes"] > ternary["bytes"]
-    assert 0 < int8["distance"] < int4["distance"] < ternary["distance"]
+    assert row["bytes"] > int8["bytes"] > int4["bytes"] > int2["bytes"] > ternary["bytes"]
+    assert 0 < int8["distance"] < int4["distance"] < min(int2["distance"], ternary["distance"])
+    totals = [
+        sum(row["settings"][text]["distance"] for row in found["layers"] if row["settings"])
+        for text in settings.SETTINGS
+    ]  # a single layer of so small a model may err less with fewer bits
+    assert totals == sorted(totals)
     assert int8["wer"] is None
     json.dumps(found)
 
@@ -161,9 +166,9 @@ def test_dynamic_int8_is_measured_one_utterance_at_a_time(
     wer = error_rates([u.text for u in dev], expected)["wer"]
     assert sensitivity.word_error_rate(checkpoint, changed.model, dev) == wer
     alone = calibration.load(checkpoint, batch_size=1)
-    again = sensitivity.scan(checkpoint, sensitivity.SETTINGS[:1], alone)
+    again = sensitivity.scan(checkpoint, settings.SETTINGS[:1], alone)
     for one, other in zip(found["layers"], again["layers"], strict=True):
-        distances = [row["settings"][sensitivity.SETTINGS[0]]["distance"] for row in (one, other)]
+        distances = [row["settings"][settings.SETTINGS[0]]["distance"] for row in (one, other)]
         assert distances[0] == pytest.approx(distances[1], rel=1e-4)
 
 
@@ -172,7 +177,7 @@ def test_the_smallest_mix_within_an_error_rate(found):
 
     def saved(steps):
         rows = {row["name"]: row for row in found["layers"]}
-        texts = {text.split("=")[1].split(",")[0]: text for text in sensitivity.SETTINGS}
+        texts = {text.split("=")[1].split(",")[0]: text for text in settings.SETTINGS}
         total = 0
         for step in steps:
             text = texts[step.config.precision]
@@ -202,24 +207,52 @@ def test_the_smallest_mix_within_an_error_rate(found):
         ("pruning:include=head", "chooses the layers"),
         ("factorization:size_ratio=2", "name rank or sparsity"),
         (STRUCTURED, "--by module"),
+        (f"{INT4}+factorization:rank=4", "what packs last"),
+        (f"{INT4}+{TERNARY}", "each once"),
+        ("factorization:rank=4+melting", "unknown method"),
     ],
 )
 def test_settings_that_cannot_be_scanned(text, message):
     with pytest.raises(ValueError, match=message):
-        sensitivity.parse_setting(text, "layer")
+        settings.parse_setting(text, "layer")
 
 
 def test_structured_pruning_is_scanned_by_modules(checkpoint, speech):
     found = sensitivity.scan(checkpoint, [STRUCTURED, INT4], speech, by="module")
-    settings = {row["name"]: row["settings"] for row in found["layers"]}
-    assert STRUCTURED in settings["blocks.0.ff1"]
-    assert settings["head"].keys() == {INT4}
-    del settings["blocks.0.ff1"][INT4]
+    tried = {row["name"]: row["settings"] for row in found["layers"]}
+    assert STRUCTURED in tried["blocks.0.ff1"]
+    assert tried["head"].keys() == {INT4}
+    del tried["blocks.0.ff1"][INT4]
     steps = sensitivity.fit_size(found, sensitivity.smallest(found))
     assert {step.method: step.config.include for step in steps}["pruning"] == "blocks.0.ff1"
     result = core.run(copy.deepcopy(checkpoint), steps)
     assert result.model.blocks[0].ff1.args["hidden"] == 64
     assert type(result.model.blocks[1].ff1.up).__name__ == "QuantLinear"
+
+
+def test_methods_are_chained_and_mixed(checkpoint, speech):
+    """A module may become narrower or lower in rank, and be packed; the scan's bytes are right."""
+    narrow, low = f"{STRUCTURED}+{INT4}", f"factorization:rank=4+{settings.INT8}"
+    found = sensitivity.scan(checkpoint, [low, narrow, TERNARY], speech, by="module")
+    rows = {row["name"]: row for row in found["layers"]}
+    for name, row in rows.items():
+        keep = {"blocks.0.ff1": narrow, "blocks.0.attn": low}.get(name, TERNARY)
+        assert keep in row["settings"], name
+        row["settings"] = {keep: row["settings"][keep]}
+    assert low in json.loads(json.dumps(found))["settings"]
+    steps = sensitivity.fit_size(found, sensitivity.smallest(found))
+    assert [step.method for step in steps][:2] == ["pruning", "factorization"]
+    result = core.run(copy.deepcopy(checkpoint), steps)
+    model = result.model
+    assert model.blocks[0].ff1.args["hidden"] == 64
+    assert type(model.blocks[0].ff1.up).__name__ == "QuantLinear"
+    assert model.blocks[0].attn.query.args["rank"] == 4
+    assert type(model.blocks[0].attn.query.up).__name__ == "Int8Linear"
+    assert model.blocks[1].ff1.up.precision == "ternary"
+    for name, row in rows.items():
+        (option,) = row["settings"].values()
+        assert sensitivity.stored(model, row["layers"]) == option["bytes"], name
+        assert option["distance"] > 0
 
 
 def test_what_is_wrong_with_a_setting_is_said(checkpoint, speech, monkeypatch):
