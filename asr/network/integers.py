@@ -119,8 +119,9 @@ class GroupedIntegers(nn.Module):
         for part in range(self.parts):
             place, last = 2 ** (self.bits * part), part == self.parts - 1
             masked = self.packed
-            if self.parts > 1:  # of the last part its sign is kept
-                masked = masked & (-place if last else (2**self.bits - 1) * place)
+            if self.parts > 1:  # of the last part its sign is kept; a scalar mask would be slow
+                mask = -place if last else (2**self.bits - 1) * place
+                masked = masked & torch.full((1, 1, 1, 1), mask, dtype=torch.int8)
             zero, bias = 0 if last else self.middle * place, None
             if products is not None:
                 zero, bias = 0, -products * place
