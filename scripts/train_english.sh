@@ -56,10 +56,15 @@ if [ -e "$unlabelled" ]; then
     [ -e "$out/heard/train-heard.json" ] || run python scripts/label_speech.py \
         --model_path "$out/model/model.pt" --lm "$out/english.lm" --beam_size 8 --min_confidence 0.75 \
         --data_dir "$unlabelled" --output_path "$out/heard/train-heard.json"
-    train --init_from "$out/model/model.pt" --data_dir "$out/data" "$out/heard/train-heard.json" \
-        --output_dir "$out/model_2" --front_rate 0.4 --learning_rate 8e-4 --warmup_steps 60 \
-        --corpus_weights "$weights,heard=$(awk "BEGIN { print 0.4 * $half }")" --time_masks 1
-    final=model_2
+    further() {
+        train --data_dir "$out/data" "$out/heard/train-heard.json" --learning_rate 8e-4 \
+            --warmup_steps 60 --time_masks 1 \
+            --corpus_weights "$weights,heard=$(awk "BEGIN { print 0.5 * $half }")" "$@"
+    }
+    further --init_from "$out/model/model.pt" --output_dir "$out/model_2" --front_rate 0.4
+    # The front stays as it is and hears every recording once: epochs of a third of the time.
+    further --init_from "$out/model_2/model.pt" --output_dir "$out/model_3" --freeze_epochs "$epochs"
+    final=model_3
 fi
 run python experiments/ship_model.py --model_path "$out/$final/model.pt" --output_dir "$out/shipped"
 cp "$out/english.lm" "$out/shipped/"
