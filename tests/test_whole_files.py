@@ -104,6 +104,64 @@ def test_what_is_there_of_a_cut_file_is_read_and_the_rest_said(tmp_path, contain
     assert "truncated" in said
 
 
+OTHERS = [
+    ("AVR", "PCM_16"), ("AVR", "PCM_U8"), ("MAT4", "PCM_16"), ("MAT4", "DOUBLE"),
+    ("MAT5", "PCM_U8"), ("MAT5", "FLOAT"), ("MPC2K", "PCM_16"), ("PAF", "PCM_24"),
+    ("SVX", "PCM_16"), ("VOC", "PCM_16"), ("VOC", "ULAW"), ("W64", "GSM610"), ("W64", "MS_ADPCM"),
+    ("WVE", "ALAW"), ("XI", "DPCM_16"), ("XI", "DPCM_8"),
+]  # fmt: skip
+
+
+def of_other_kind(container, subtype):
+    """A whole file, with a length in its header where the format has one."""
+    data = encoded(container, subtype, rate=8000 if container == "WVE" else RATE)
+    if container == "XI":  # libsndfile writes a size of 0
+        size = 2 * RATE * (2 if subtype == "DPCM_16" else 1)
+        place = len(data) - size - 40
+        assert data[place : place + 4] == bytes(4)
+        data = data[:place] + struct.pack("<I", size) + data[place + 4 :]
+    return data
+
+
+@pytest.mark.parametrize(("container", "subtype"), OTHERS)
+def test_cut_files_of_other_formats_are_said_too(tmp_path, container, subtype):
+    path = tmp_path / "a"
+    data = of_other_kind(container, subtype)
+    path.write_bytes(data)
+    whole = read_audio(path)
+    path.write_bytes(data[: int(0.7 * len(data))])
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(path)
+    waveform, (said,) = lenient(path)
+    assert len(waveform) == pytest.approx(0.7 * len(whole), rel=0.03)
+    assert str(path) in said
+    assert "truncated" in said
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype"), [*OTHERS, ("PAF", "PCM_16"), ("PVF", "PCM_16"), ("IRCAM", "PCM_16"),
+                               ("SDS", "PCM_16"), ("HTK", "PCM_16"), ("CAF", "ALAC_16")],
+)  # fmt: skip
+def test_nothing_behind_the_samples_of_other_formats_is_lost_unsaid(tmp_path, container, subtype):
+    path = tmp_path / "a"
+    data = of_other_kind(container, subtype)
+    path.write_bytes(data)
+    whole = len(read_audio(path))
+    path.write_bytes(data + b"\x90\x01" * 4000)  # as floats they are finite too
+    if container == "HTK":  # libsndfile wants its length to be right
+        with pytest.raises(AudioError, match="damaged"):
+            lenient(path)
+        return
+    waveform, said = lenient(path)
+    if said:
+        assert "8000 bytes behind" in said[0] or "8001 bytes behind" in said[0]
+        assert len(waveform) == whole
+        with pytest.raises(AudioError, match="damaged"):
+            read_audio(path)
+    else:
+        assert len(waveform) > whole + 500
+
+
 @pytest.mark.parametrize("size", [0, 1000])
 @pytest.mark.parametrize("container", ["WAV", "AU", "RF64", "AIFF", "CAF"])
 def test_samples_behind_what_the_header_counts_are_read(tmp_path, container, size):

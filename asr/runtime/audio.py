@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from asr.runtime.claims import counts_less, find_missing
 from asr.runtime.containers import Part, find_parts
 from asr.runtime.level import without_strays
 from asr.runtime.sources import AudioError, ffmpeg_frames, name_of, opened, wants_ffmpeg
@@ -33,6 +33,7 @@ MAX_CHANNELS = 8  # of an array; more look like a batch of waveforms
 BLOCK = 1 << 20  # frames read at once
 CANCELLED = 0.25  # of the power that a mean of unlike channels has: they cancel each other
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least this for a FLAC without a length
+CODED = 4096  # bytes: the last block of a codec may be left unread
 SEEN = ("WAV", "WAVEX", "RF64", "MP3", "OGG", "AIFF", "CAF", "NIST")  # by `containers`
 AGAIN = "copy or download it again, or re-encode what is there"
 
@@ -154,8 +155,9 @@ def _streams(
             return
         for part in _parts(file, source, incomplete):
             with _open(part, source) as sound:
-                _check_header(sound, name_of(source), incomplete)
-                yield sound.samplerate, _decode(sound, name_of(source), incomplete)
+                if sound.format not in SEEN and (problem := find_missing(sound)):
+                    incomplete(f"{name_of(source)}: {problem}")
+                yield sound.samplerate, _decode(sound, part, name_of(source), incomplete)
 
 
 def _parts(file: BinaryIO, source: Source, incomplete: Callable[[str], None]) -> Iterator[Any]:
@@ -193,18 +195,13 @@ def _open(part: Any, source: Source) -> Any:
     return sound
 
 
-def _check_header(sound: Any, name: str, incomplete: Callable[[str], None]) -> None:
-    """libsndfile notes where a header counts more bytes than there are, and goes on."""
-    for claimed, there in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
-        if int(claimed) > int(there) and sound.format not in SEEN:
-            incomplete(f"{name}: truncated ({there} of {claimed} bytes)")
-            return
-
-
 def _decode(
-    sound: Any, name: str, incomplete: Callable[[str], None]
+    sound: Any, part: Any, name: str, incomplete: Callable[[str], None]
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Blocks of samples (n, channels). MP3 without a Xing header has only a guess of a length."""
+    """Blocks of samples (n, channels) of the file `part` that `sound` has opened.
+
+    MP3 without a Xing header has only a guess of a length.
+    """
     done = 0
     while True:
         try:
@@ -220,6 +217,10 @@ def _decode(
         yield samples
     if done < sound.frames and sound.format != "MP3":
         incomplete(f"{name}: truncated ({done} of {sound.frames} samples)")
+    elif getattr(part, "mended", False) or (sound.format not in SEEN and counts_less(sound)):
+        place = part.tell()
+        if (unread := part.seek(0, os.SEEK_END) - place) > CODED:
+            incomplete(f"{name}: damaged ({unread} bytes behind what its header counts are lost)")
 
 
 def _check_rate(rate: int, where: str) -> None:

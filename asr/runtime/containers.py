@@ -41,6 +41,7 @@ class Part(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, span: Span) -> None:
         self._file, self._span, self._at = file, span, 0
+        self.mended = bool(span.patches)  # its header counted less than there is
 
     def seekable(self) -> bool:
         return True
