@@ -127,6 +127,19 @@ def test_other_speech_is_none_of_the_phrases(grammar, text):
     assert decode(said(text), grammar=grammar) == ""
 
 
+def test_one_other_word_makes_it_another_sentence(tmp_path):
+    """However long the phrase is: most of it fits. A letter or two misheard do no harm."""
+    path = tmp_path / "commands.txt"
+    path.write_text("please turn on all of the lights in the kitchen\nplease turn on the heating\n")
+    for text in (
+        "please turn on all of the lights in the bedroom", "please turn off the heating",
+        "please do not turn on the heating", "please turn on the heating tomorrow",
+    ):  # fmt: skip
+        assert decode(said(text), grammar=str(path)) == ""
+    text = "please tern on all off the lights in the kitshen"
+    assert decode(said(text), grammar=str(path)).endswith("in the kitchen")
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("tokens", [TOKENS, PIECES])
 def test_whatever_is_said_the_text_is_of_the_grammar(grammar, tokens, seed):

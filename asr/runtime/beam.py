@@ -19,14 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asr.runtime.decoding import greedy_decode
 from asr.runtime.phrases import Grammar
+from asr.runtime.rejection import is_said
 from asr.runtime.tokenizer import SPACE, UNKNOWN, join
 
 KEPT_PREFIXES = 20000  # known prefixes beyond which those that no hypothesis needs are forgotten
-# Natural logarithm, for each token, that a grammar's text may be less likely than the likeliest
-# one; on dev-clean it lies between what was said and other phrases.
-UNLIKELY = 2.0
 # Natural logarithm: a word that closes seldom brings so much more than its beginning has promised.
 CLOSING = 1.0
 
@@ -117,17 +114,18 @@ class BeamSearch:
         self.config = config
         self._scorer = grammar or scorer
         self._grammar = grammar
+        self._tokens = tokens
         self._texts = [token.removeprefix(SPACE) for token in tokens]
         self._plain = all(join([text]) == text for text in self._texts[1:])
         self._starts = np.array([t.startswith(SPACE) or t == UNKNOWN for t in tokens])  # (V,)
 
     def __call__(self, log_probs: npt.NDArray[np.floating]) -> list[int]:
         """Token ids of the best hypothesis for log_probs (T', V); none if none is possible."""
-        prefix, log_prob, score = max(self._search(log_probs), key=lambda found: found[2])
+        prefix, _, score = max(self._search(log_probs), key=lambda found: found[2])
         if score == -np.inf:
             return []
         ids = prefix.ids()
-        return [] if self._grammar and not likely(log_probs, ids, log_prob) else ids
+        return [] if self._grammar and not is_said(log_probs, ids, self._tokens) else ids
 
     def search(self, log_probs: npt.NDArray[np.floating]) -> list[Hypothesis]:
         """The hypotheses left after log_probs (T', V), best first; ValueError for damaged ones."""
@@ -348,13 +346,6 @@ class _Beam:
                 at = at.parent
         self.known = kept
         self._limit = len(kept) + KEPT_PREFIXES
-
-
-def likely(log_probs: npt.NDArray[np.floating], ids: list[int], log_prob: float) -> bool:
-    """Whether ids of which the paths have `log_prob` can be what log_probs (T', V) hold."""
-    best = float(log_probs.max(axis=1).sum())
-    length = max(len(ids), len(greedy_decode(log_probs)), 1)
-    return best - log_prob < UNLIKELY * length
 
 
 def unlike(prefixes: list[_Prefix], log_probs: Floats) -> list[int]:
