@@ -1,7 +1,7 @@
 """Writes texts for recordings that have none, by a model: more speech to train on.
 
     python scripts/label_speech.py --model_path model_int8.onnx --lm english.lm \
-        --data_dir unlabelled.json --output_path data/train-heard.json --min_confidence 0.8
+        --data_dir unlabelled.json --output_path data/train-heard.json
 
 What the model is less sure of is left out: its mistakes would be learnt. --test_data says what a
 confidence is worth, on recordings with texts: the share kept, and the WER of what is kept.
@@ -29,6 +29,7 @@ from asr.runtime.files import check_writable
 from asr.runtime.language_model import add_beam_flags, beam_from_flags
 from asr.runtime.recognizer import Recognizer, load
 
+SURE, SURE_WITH_LM = 0.8, 0.95  # alike in what they keep: a language model makes texts surer
 STEPS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # confidences of the printed table
 
 
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.output_path)
     utterances = [u for path in args.data_dir for u in unlabelled(path)]
     recognizer = load(args.model_path, args.threads, beam_from_flags(args), min_confidence=0)
+    if args.min_confidence is None:
+        args.min_confidence = SURE_WITH_LM if recognizer.worded else SURE
     if args.test_data:
         show_worth(recognizer, read_test_data(args.test_data, args.limit))
     kept = [
@@ -90,14 +93,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model_path", help="a .pt or .onnx model (default: the English one that ships)")
     add("--data_dir", required=True, nargs="+", help="manifests of recordings; texts may be empty")
     add("--output_path", required=True, help="manifest to write: name it train-SOMETHING.json")
-    add("--min_confidence", type=number, default=0.8,
-        help="mean confidence of the words of a recording that is kept (%(default)s)")  # fmt: skip
+    add("--min_confidence", type=number,
+        help="mean confidence of the words of a recording that is kept "
+        f"({SURE}, with a language model {SURE_WITH_LM})")  # fmt: skip
     add("--test_data", help="recordings with texts, to see what a confidence is worth")
     add("--limit", type=int, default=0, help="only the first so many recordings (default: all)")
     add("--threads", type=int, default=1, help="processor threads (%(default)s)")
     add_beam_flags(parser)
     args = parser.parse_args(argv)
-    if not 0 <= args.min_confidence <= 1:
+    if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:
         parser.error(f"--min_confidence {args.min_confidence} must lie in [0, 1]")
     if min(args.limit, args.threads) < 0:
         parser.error("--limit and --threads must be at least 0")
