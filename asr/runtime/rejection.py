@@ -15,7 +15,7 @@ from asr.runtime.tokenizer import join, word_spans
 from asr.runtime.words import align
 
 # Natural logarithm: a phrase was said if its worst word is no less likely than that. Chosen on
-# dev-clean (experiments/check_grammar.py), where fewest of all its errors are made near it.
+# dev-clean (experiments/grammar.json), where a twentieth of what is said is refused.
 UNLIKELY = 2.0
 EXTRA = 2  # tokens: short words are judged more mildly
 
