@@ -1,4 +1,4 @@
-"""How often a grammar takes other speech for its phrases, and its phrases for other speech.
+"""Counts how often a grammar takes other speech for its phrases, and refuses its phrases.
 
     python experiments/check_grammar.py --test_data ../shared/LibriSpeech/dev-clean \
         --output_path experiments/grammar.json

@@ -1,4 +1,4 @@
-"""Word errors of recordings as they are and at low levels, in 16 bits and in floats.
+"""Counts word errors of recordings as they are and at low levels, in 16 bits and in floats.
 
     python experiments/check_quiet.py --test_data ../shared/LibriSpeech/dev-clean \
         --lm asr/shipped/english.lm --output_path experiments/quiet.json

@@ -1,4 +1,4 @@
-"""Speed with a language model: of the search alone, and of a waveform's whole way to text.
+"""Measures the speed with a language model: of the search, and of a waveform's way to text.
 
     taskset -c 0 python experiments/measure_lm_speed.py \
         --test_data ../shared/LibriSpeech/dev-clean --output_path experiments/speed/lm.json

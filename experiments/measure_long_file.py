@@ -1,4 +1,4 @@
-"""Most memory and time that the command takes for a recording of hours, read greedily.
+"""Measures the most memory and the time that a recording of hours takes, read greedily.
 
     python experiments/measure_long_file.py --test_data ../shared/LibriSpeech/dev-clean \
         --output_path experiments/speed/long_file.json
