@@ -169,7 +169,7 @@ def _wav_parts(file: BinaryIO, start: int, size: int) -> tuple[list[Span], str]:
     place, data, wide = start + 12, 0, 0
     while place + 8 <= size:
         name, length = struct.unpack("<4sI", _read(file, place, 8))
-        if name == b"RIFF" and data:
+        if name in (b"RIFF", b"RF64") and data:
             rest, problem = _wav_parts(file, place, size)
             return [Span(start, place), *rest], problem
         if name == b"ds64":
@@ -207,6 +207,10 @@ def _chunk_parts(
     begin = 0  # of the samples, behind the header of their chunk
     while place + width <= size:
         name, length = struct.unpack(header, _read(file, place, width))
+        if begin and name == (b"FORM" if even else b"caff"):  # another file behind
+            inside = place + (12 if even else 8)
+            rest, problem = _chunk_parts(file, place, size, inside, header, samples)
+            return [Span(start, place), *rest], problem
         is_chunk = name.isascii() and name.decode("ascii").isprintable()
         if begin and not is_chunk:
             return [_counted(start, size, begin, header, size - begin)], ""
