@@ -78,6 +78,19 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def stop_at_step(number, monkeypatch):
+    """From now on a distillation is interrupted behind that step, as by Ctrl-C."""
+    step = training.Distiller.train_step
+
+    def stopping(self, batches, progress):
+        result = step(self, batches, progress)
+        if self.learner.step == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(training.Distiller, "train_step", stopping)
+
+
 # ---- students
 
 
@@ -373,15 +386,7 @@ def test_it_logs_agreement_and_resumes_to_the_bit(corpus, silent, tmp_path, monk
     log = (tmp_path / "whole" / "fine_tuning_2" / "log.jsonl").read_text().splitlines()
     entry = json.loads(log[-1])
     assert {"dev_wer", "teacher_dev_wer", "agreement", "agreement_non_blank"} <= entry.keys()
-    step = training.Distiller.train_step
-
-    def stopping(self, batches, progress):
-        result = step(self, batches, progress)
-        if self.learner.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(training.Distiller, "train_step", stopping)
+    stop_at_step(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         distilled(checkpoint, tmp_path / "parts", **options)
     monkeypatch.undo()

@@ -1,7 +1,6 @@
 """Distillation with exported teachers, interrupted caches and several processes."""
 
 import os
-import signal
 import subprocess
 import sys
 
@@ -12,10 +11,9 @@ import torch
 from asr.common.provenance import ROOT
 from asr.network.checkpoint import load_checkpoint, save_checkpoint
 from asr.network.export import export_onnx
-from compress.distillation import training
 from compress.distillation.teacher import answers, load_teachers
 from tests.corpus import write_corpus
-from tests.test_distillation import build, distilled, same
+from tests.test_distillation import build, distilled, same, stop_at_step
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +54,7 @@ def test_a_stopped_run_with_a_cache_goes_on_to_the_bit(corpus, tmp_path, monkeyp
     options = {"epochs": 2, "cache": str(tmp_path / "cache")}
     whole = distilled(checkpoint, tmp_path / "whole", **options)
     written = (tmp_path / "cache" / "values.npy").stat().st_mtime_ns
-    step = training.Distiller.train_step
-
-    def stopping(self, batches, progress):
-        result = step(self, batches, progress)
-        if self.learner.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(training.Distiller, "train_step", stopping)
+    stop_at_step(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         distilled(checkpoint, tmp_path / "parts", **options)
     monkeypatch.undo()
