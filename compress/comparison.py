@@ -1,20 +1,27 @@
 """Every method on one model: which rows there are, and how each is made, exported and measured.
 
 Each row is a folder with `model.pt` and `model.onnx`, and beside the folders two result files of
-each in evaluate.py's form, ROW_pt.json and ROW_onnx.json: what is there is not made again.
+each in evaluate.py's form, ROW_pt.json and ROW_onnx.json: what is there is not made again. Latency
+and memory of all are measured side by side at the end, in the form of scripts/benchmark.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
+
 from asr.common.provenance import portable_path
-from asr.measure.evaluation import evaluate_data
+from asr.measure.benchmark import RATE, infer_speed, noise
+from asr.measure.evaluation import evaluate_data, without_texts
+from asr.measure.machine import provenance
 from asr.network.export import export_onnx
 from asr.runtime.files import write_json
 from compress.core import UnchangedError
@@ -23,46 +30,53 @@ from compress.run import compress
 FLOAT = "float"
 ABOUT = "about.json"  # of the folder: which model and data its rows are of
 MODELS = ("model.pt", "model.onnx")
+SPEED, ROUNDS = "speed.json", 10
 
 
 @dataclass(frozen=True)
 class Row:
-    """A setting of a method, by default of the float model."""
+    """A setting of a method, by default of the float model.
+
+    `epochs`: how many times the fine-tuning that is asked for it takes; `speech` and `tuning`:
+    options that go with calibration speech and with fine-tuning.
+    """
 
     method: str
     options: dict[str, Any]
     of: str = FLOAT
-    trains: bool = False  # needs fine-tuning, or is much better with it
-    speech: dict[str, Any] = field(default_factory=dict)  # options that calibration speech allows
+    epochs: int = 0
+    speech: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
 
 
-def _quantized(precision: str, of: str = FLOAT, trains: bool = False) -> Row:
-    return Row("quantization", {"precision": precision}, of, trains)
+def _rate(rate: float) -> dict[str, Any]:
+    return {"fine_tune_learning_rate": rate}
 
 
-def _pruned(sparsity: float, kind: str, trains: bool = False) -> Row:
-    options = {"sparsity": sparsity, "pruning_type": kind}
-    return Row("pruning", options, trains=trains, speech={"importance": "taylor"})
-
-
-AWARE = {"activation_aware": True}
+INT8, INT4 = {"precision": "int8"}, {"precision": "int4"}
+RATIO = {"size_ratio": 2.2}
+STRUCTURED = {"pruning_type": "structured", "sparsity": 0.3}
+HALF, SIXTEEN = {"sparsity": 0.5}, {"num_clusters": 16, "codebooks": 16}
+AWARE, TAYLOR = {"activation_aware": True}, {"importance": "taylor"}
+HINTS = _rate(6e-4) | {"hint_weight": 10.0}
+SLOWLY = _rate(1e-4) | {"hint_weight": 10.0}
 ROWS = {
-    "fp16": _quantized("fp16"),
-    "int8": _quantized("int8"),
-    "int4": _quantized("int4"),
-    "int4_qat": _quantized("int4", trains=True),
-    "int2_qat": _quantized("int2", trains=True),
-    "ternary_qat": _quantized("ternary", trains=True),
+    "fp16": Row("quantization", {"precision": "fp16"}),
+    "int8": Row("quantization", INT8),
+    "int4": Row("quantization", INT4),
+    "int4_qat": Row("quantization", INT4, epochs=1),
+    "int2_qat": Row("quantization", {"precision": "int2"}, epochs=4, tuning=_rate(3e-4)),
+    "ternary_qat": Row("quantization", {"precision": "ternary"}, epochs=4, tuning=_rate(3e-4)),
     "clustering_256": Row("clustering", {"num_clusters": 256}),
-    "clustering_16": Row("clustering", {"num_clusters": 16, "codebooks": 16}, speech=AWARE),
-    "unstructured_30": _pruned(0.3, "unstructured"),
-    "unstructured_50": _pruned(0.5, "unstructured", trains=True),
-    "pruned_50_int8": _quantized("int8", of="unstructured_50"),
-    "structured_30": _pruned(0.3, "structured", trains=True),
-    "structured_30_int8": _quantized("int8", of="structured_30"),
-    "low_rank": Row("factorization", {"size_ratio": 2.2}, trains=True, speech=AWARE),
-    "low_rank_int8": _quantized("int8", of="low_rank"),
-}
+    "clustering_16": Row("clustering", SIXTEEN, epochs=1, speech=AWARE),
+    "unstructured_30": Row("pruning", {"sparsity": 0.3}, speech=TAYLOR),
+    "unstructured_50": Row("pruning", HALF, epochs=1, speech=TAYLOR, tuning=SLOWLY),
+    "pruned_50_int8": Row("quantization", INT8, of="unstructured_50"),
+    "structured_30": Row("pruning", STRUCTURED, epochs=4, speech=TAYLOR, tuning=HINTS),
+    "structured_30_int8": Row("quantization", INT8, of="structured_30"),
+    "low_rank": Row("factorization", RATIO, epochs=4, speech=AWARE, tuning=HINTS),
+    "low_rank_int8": Row("quantization", INT8, of="low_rank"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,9 @@ class Comparison:
     folder: Path
     calibration_data: str = ""
     calibrate: bool = True  # the options that look at speech are used
-    tuning: dict[str, Any] = field(default_factory=dict)  # fine_tune_epochs and the like; or none
+    epochs: int = 0  # of fine-tuning, in the rows that profit from it; ternary takes four times it
+    fine_tune_data: str = ""
+    texts: bool = True  # the results hold the texts, not their counts alone
 
     def begin(self) -> None:
         """Notes in the folder what its rows are of; ValueError where they are of something else."""
@@ -82,7 +98,8 @@ class Comparison:
             "model": portable_path(str(self.model_path)),
             "sha256": hashlib.sha256(self.model_path.read_bytes()).hexdigest(),
             "test_data": [portable_path(path) for path in self.test_data],
-            "tuning": self.tuning,
+            "epochs": self.epochs,
+            "fine_tune_data": portable_path(self.fine_tune_data),
             "calibrated": self.calibrate,
         }
         path = self.folder / ABOUT
@@ -136,7 +153,9 @@ class Comparison:
             if why:
                 return why
         options = row.options | (row.speech if self.calibrate else {})
-        options |= self.tuning if row.trains else {}
+        if self.epochs and row.epochs:
+            options |= row.tuning | {"fine_tune_epochs": self.epochs * row.epochs}
+            options |= {"fine_tune_data": self.fine_tune_data} if self.fine_tune_data else {}
         speech = self.calibration_data if self.calibrate and row.speech else ""
         try:
             compress(
@@ -148,12 +167,36 @@ class Comparison:
         return ""
 
     def measure(self, path: Path, model: Path, command: str) -> None:
-        """Writes the result of a model to `path`, compared with the float one's where there is."""
-        first = self.results(FLOAT)[0]
-        other = first if first.exists() and first != path else None
-        result = evaluate_data(model, list(self.test_data), other=other)
+        """Writes the result of a model to `path`.
+
+        A .pt is compared with the float one, an .onnx with its .pt, whose texts it should write.
+        """
+        first, own = self.results(FLOAT)[0], path.with_name(path.name.replace("_onnx.", "_pt."))
+        other = own if own != path else first
+        result = evaluate_data(
+            model, list(self.test_data), speed=False, other=other if other != path else None
+        )
+        if not self.texts:
+            result = without_texts(result)
         utterances = result.pop("utterances")
         write_json(path, result | {"command": command, "utterances": utterances})
+
+    def time(self, names: Sequence[str], command: str) -> Path:
+        """The file with latency and memory of these rows' .onnx, measured again for a new row."""
+        target = self.folder / SPEED
+        paths = [self.exported(name) for name in names]
+        if target.exists():
+            timed = {row["model"] for row in json.loads(target.read_text("utf-8"))["results"]}
+            if timed >= {portable_path(str(path)) for path in paths}:
+                return target
+        about = provenance(command)
+        with tempfile.TemporaryDirectory() as folder:
+            audio = Path(folder) / "noise.wav"
+            soundfile.write(audio, noise(10.0, np.random.default_rng(0)), RATE)
+            rows = infer_speed(paths, audio, [1], ROUNDS)
+        results = [row | {"model": portable_path(str(row["model"]))} for row in rows]
+        write_json(target, {"results": results, **about})
+        return target
 
 
 def chosen(names: Sequence[str], tuned: bool) -> list[str]:
@@ -161,7 +204,7 @@ def chosen(names: Sequence[str], tuned: bool) -> list[str]:
     for name in names:
         if name not in ROWS:
             raise ValueError(f"no row is named {name}; there are {', '.join(ROWS)}")
-        if ROWS[name].trains and name.endswith("_qat") and not tuned:
+        if name.endswith("_qat") and not tuned:
             raise ValueError(f"{name} is trained as it is stored: give --fine_tune_epochs as well")
     without = [name for name in ROWS if tuned or not name.endswith("_qat")]
     return list(names) or without

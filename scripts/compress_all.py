@@ -3,9 +3,11 @@
     python scripts/compress_all.py --model_path model.pt --test_data test.json --output_dir runs/all
 
 Every row is compressed, exported, and its .pt and .onnx are measured: size, word error rate with
-its interval, latency, memory. With --fine_tune_epochs the rows that need training are trained.
-A run that was stopped goes on where it was: the same command again. In the folder: report.md,
-wer_size.png, wer_latency.png, a result file of each model, and a folder of each row.
+its interval, latency, memory. With --fine_tune_epochs N the rows that profit from training are
+trained: 16 clusters, int4 and half zeros for N epochs; ternary, int2, low rank and fewer channels
+for 4 N. A run that was stopped goes on where it was: the same command again. In the folder:
+report.md, wer_size.png, wer_latency.png, a result file of each model, speed.json and a folder of
+each row.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from asr.common.provenance import command_line
 from asr.measure.evaluation import read_test_data
 from asr.measure.plots import PLOTS, plot
 from asr.measure.report import markdown
-from asr.measure.results import by_test_data, read_results
+from asr.measure.results import by_test_data, read_results, read_speed
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.cli import Parser, guarded
 from asr.runtime.files import check_writable, write_atomically
@@ -36,11 +38,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rows", nargs="+", default=[], metavar="ROW",
         help=f"only these (default: all that need no flag): {', '.join(ROWS)}")  # fmt: skip
     add("--fine_tune_epochs", type=int, default=0,
-        help="epochs of training in the rows that profit from it (default: none)")  # fmt: skip
+        help="epochs of training in the rows that profit from it, four times as many in those "
+             "that change most (default: none)")  # fmt: skip
     add("--fine_tune_data", default="", help="speech to train on (default: the model's own)")
     add("--calibration_data", default="",
         help="speech that methods look at (default: the model's training data)")  # fmt: skip
     add("--no_calibration", action="store_true", help="methods look at no speech")
+    add("--no_texts", action="store_true", help="write no texts to the results, only their counts")
     args = parser.parse_args(argv)
     if args.fine_tune_epochs < 0:
         parser.error(f"--fine_tune_epochs {args.fine_tune_epochs} must be at least 0")
@@ -59,12 +63,9 @@ def run(args: argparse.Namespace) -> int:
         read_test_data(path)
     folder = Path(args.output_dir)
     check_writable(folder / "report.md")
-    tuning = {"fine_tune_epochs": args.fine_tune_epochs} if args.fine_tune_epochs else {}
-    if args.fine_tune_data:
-        tuning["fine_tune_data"] = args.fine_tune_data
     rows = Comparison(
         Path(args.model_path), args.test_data, folder, args.calibration_data,
-        not args.no_calibration, tuning,
+        not args.no_calibration, args.fine_tune_epochs, args.fine_tune_data, not args.no_texts,
     )  # fmt: skip
     rows.begin()
     left_out = {}
@@ -74,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
         if why:
             print(f"left out: {why}")
             left_out[name] = why
-    made = [path for name in [FLOAT, *names] if name not in left_out for path in rows.results(name)]
-    results = read_results(made)
-    text = "# Every method on one model\n\n" + markdown(results, FLOAT)
+    names = [name for name in [FLOAT, *names] if name not in left_out]
+    speed = read_speed(rows.time(names, args.command))
+    results = read_results([path for name in names for path in rows.results(name)])
+    text = "# Every method on one model\n\n" + markdown(results, FLOAT, speed=speed)
     text += "".join(f"\n{name} is left out: {why}\n" for name, why in left_out.items())
     write_atomically(folder / "report.md", text)
-    for group in by_test_data(results).values():
+    for group in by_test_data([speed.of(result) for result in results]).values():
         for name in PLOTS:
             plot(group, folder / name)
     print(text)

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from asr.common.provenance import command_line
-from asr.measure.evaluation import Share, alone, evaluate_data
+from asr.measure.evaluation import Share, alone, evaluate_data, without_texts
 from asr.measure.machine import busy_note
 from asr.measure.timing import DEFINITION
 from asr.runtime.cli import Parser, guarded
@@ -80,13 +80,12 @@ def measure(args: argparse.Namespace, share: Share = alone, first: bool = True) 
     busy = result["machine"]["load_before"]
     if not args.no_speed and busy_note(busy):
         texts.append(busy_note(busy))
+    if args.no_texts:
+        result = without_texts(result)
     rows = result.pop("utterances")
     result["command"] = args.command
     if args.compare:
         texts.append(report_comparison(result["comparison"], args.compare))
-    if args.no_texts:
-        del result["confusions"], result["worst"]
-        rows = [{k: v for k, v in r.items() if k not in ("reference", "hypothesis")} for r in rows]
     if args.output_file:
         write_json(args.output_file, result | {"utterances": rows})
         texts.append(f"written to {args.output_file}")

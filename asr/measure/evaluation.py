@@ -151,6 +151,14 @@ def evaluate_data(
     }
 
 
+def without_texts(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of `evaluate_data` with the counts of each utterance alone."""
+    kept = {key: value for key, value in result.items() if key not in ("confusions", "worst")}
+    texts = ("reference", "hypothesis")
+    rows = [{k: v for k, v in row.items() if k not in texts} for row in result["utterances"]]
+    return kept | {"utterances": rows}
+
+
 def describe_decoding(beam: BeamConfig) -> dict[str, Any]:
     """The options of a search, paths as `portable_path` writes them."""
     values = asdict(beam)
