@@ -143,7 +143,8 @@ def untrainable(model: nn.Module) -> str:
 def train_config(checkpoint: Checkpoint, options: Options, share: float = SHARE) -> TrainConfig:
     """The settings of the checkpoint's own training, as far as they fit fine-tuning.
 
-    Its learning rate times `share` where the options name none.
+    Its learning rate times `share` where the options name none; its weights of corpora for its own
+    data alone. All layers learn, and from no other network than the uncompressed model.
     """
     trained = trained_with(checkpoint)
     rate = options.fine_tune_learning_rate or trained.learning_rate * share
@@ -151,7 +152,9 @@ def train_config(checkpoint: Checkpoint, options: Options, share: float = SHARE)
         trained, epochs=options.fine_tune_epochs, learning_rate=rate, scheduler="cosine",
         warmup_steps=50, sorted_epochs=0, specaugment_start=0.0, patience=0, save_every=100,
         device="auto", compile=False, threads=min(trained.threads, os.cpu_count() or 1),
-        tensorboard=False, head_epochs=0, seed=trained.seed + options.fine_tune_seed,
+        tensorboard=False, head_epochs=0, freeze_blocks=0, freeze_epochs=0, teacher="",
+        corpus_weights="" if options.fine_tune_data else trained.corpus_weights,
+        seed=trained.seed + options.fine_tune_seed,
     )  # fmt: skip
 
 

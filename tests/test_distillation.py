@@ -295,6 +295,16 @@ def test_a_cache_returns_what_the_teacher_said(corpus, tmp_path):
     assert teacher[0].name == "the model given"
 
 
+def test_nothing_moves_frames_away_from_a_cache(corpus):
+    checkpoint = build(corpus)
+    checkpoint.history = [{"step": "train", "config": {"silence": 0.3, "speed": 0.1}}]
+    for cache, moves in (("", (0.3, 0.1)), ("cache", (0.0, 0.0))):
+        settings = training.Run(Config(cache=cache), []).settings(
+            checkpoint, core.finetuning.Options(fine_tune_epochs=1)
+        )
+        assert (settings.silence, settings.speed) == moves
+
+
 def test_caches_of_others_are_refused(corpus, tmp_path):
     checkpoint = build(corpus)
     place = tmp_path / "cache"

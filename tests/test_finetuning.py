@@ -110,6 +110,19 @@ def test_the_settings_are_those_of_training(checkpoint):
     assert finetuning.train_config(checkpoint, options).batch_size == 16
 
 
+def test_all_layers_learn_from_any_data(checkpoint, corpus):
+    """A model taught in steps, on several corpora and by another network, as the English one."""
+    checkpoint.history[0]["config"] = TRAINED | {
+        "corpus_weights": "books=0.5,phone=2", "freeze_blocks": 1, "freeze_epochs": 3,
+        "teacher": "no.such:network",
+    }  # fmt: skip
+    options = Options(fine_tune_epochs=1, fine_tune_data=str(corpus))
+    before = copy.deepcopy(checkpoint.model.blocks[0])  # was frozen
+    tuned = finetuning.fine_tune(checkpoint, checkpoint.model, options, None).blocks[0]
+    pairs = zip(before.parameters(), tuned.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
 def test_a_stopped_run_goes_on_to_the_same_bits(checkpoint, tmp_path, schedule, monkeypatch):
     whole = core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "a")

@@ -66,7 +66,7 @@ class Run(FineTuning):
         """Those of fine-tuning, but with the whole learning rate of the teacher's training."""
         settings = train_config(checkpoint, options, share=1.0)
         if self.config.cache:  # frames must be those that the teacher heard
-            settings = replace(settings, speed=0.0)
+            settings = replace(settings, speed=0.0, silence=0.0)
         return replace(settings, seed=settings.seed + self.config.seed)
 
     def speech(self, train: list[Utterance], settings: TrainConfig) -> list[Utterance]:
