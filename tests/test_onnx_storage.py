@@ -55,6 +55,7 @@ def integers(levels, shape=(176, 80)):
     return RANDOM.integers(0, levels, shape).astype(np.uint8)
 
 
+layer = RANDOM.standard_normal((352, 176)).astype(np.float32)  # as a layer is
 floats = RANDOM.standard_normal((176, 80)).astype(np.float32)
 halves = floats.astype(np.float16).astype(np.float32)
 
@@ -62,16 +63,19 @@ CASES = {  # array, bytes an element
     "float": (floats, 4),
     "half": (halves, 2),
     "large": (floats * 1e6, 4),
-    "pruned": (pruned(floats), 2 + 1 / 8),
-    "pruned halves": (pruned(halves), 1 + 1 / 8),
+    "pruned": (pruned(layer), 2 + 1 / 8),
+    "pruned halves": (pruned(layer.astype(np.float16).astype(np.float32)), 1 + 1 / 8),
     "int8": (integers(255), 1),
-    "pruned int8": (pruned(integers(255), rest=128), 0.5 + 1 / 8),
+    "pruned int8": (pruned(integers(255, layer.shape), rest=128), 0.5 + 1 / 8),
     "4 bits": (integers(16), 0.5),
     "4 bits, signed": (integers(16).astype(np.int8), 0.5),
     "ternary, signed": (integers(3).astype(np.int8), 1 / 5),
     "negative": ((integers(129).astype(int) - 64).astype(np.int8), 1),
-    "pruned, negative": (pruned((integers(129).astype(int) - 64).astype(np.int8)), 0.5 + 1 / 8),
-    "pruned 4 bits": (pruned(integers(16), rest=8), 0.25 * 15 / 16 + 1 / 8),
+    "pruned, negative": (
+        pruned((integers(129, layer.shape).astype(int) - 64).astype(np.int8)),
+        0.5 + 1 / 8,
+    ),
+    "pruned 4 bits": (pruned(integers(16, layer.shape), rest=8), 0.25 * 15 / 16 + 1 / 8),
     "ternary": (integers(3), 1 / 5),
     "ternary around zero": ((integers(3).astype(int) - 1).astype(np.int8), 1 / 5),
     "ternary, rows that no byte ends with": (integers(3, (704, 20)), 1 / 5),
@@ -82,9 +86,9 @@ CASES = {  # array, bytes an element
     "5 bits, an odd number of rows": (integers(32, (177, 80)), 5 / 8),
     "6 bits": (integers(50), 6 / 8),
     "7 bits": (integers(128), 7 / 8),
-    "pruned, no multiple of 8": (pruned(floats[:175, :79]), 2 + 1 / 8),
-    "convolution": (pruned(floats).reshape(22, 8, 5, 16), 2 + 1 / 8),
-    "vector": (pruned(floats).ravel(), 2 + 1 / 8),
+    "pruned, no multiple of 8": (pruned(layer[:351, :175]), 2 + 1 / 8),
+    "convolution": (pruned(layer).reshape(22, 16, 8, 22), 2 + 1 / 8),
+    "vector": (pruned(layer).ravel(), 2 + 1 / 8),
     "all pruned": (np.zeros_like(floats), 4 / floats.size),
     "all equal": (np.full(floats.shape, -7, np.int8), 1 / floats.size),
 }

@@ -183,44 +183,42 @@ class Digits:
 
 @dataclass
 class Sparse:
-    """One bit an element, and those values that are not the most frequent one."""
+    """One bit an element, and in eight columns, one a bit of the mask's bytes, what differs.
+
+    The first row is `rest`, the most frequent value, and the shorter columns end with it.
+    """
 
     array: Array
     rest: Any
-    mask: Array = field(init=False)
-    values: Plain | Digits = field(init=False)
+    mask: Array = field(init=False)  # (ceil(size / 8), 8) bool
+    values: Plain | Digits = field(init=False)  # (rows, 8)
 
     def __post_init__(self) -> None:
-        self.mask = self.array.ravel() != self.rest
-        self.values = dense(self.array.ravel()[self.mask][:, None])
+        flat = np.full(-(-self.array.size // 8) * 8, self.rest, self.array.dtype)
+        flat[: self.array.size] = self.array.ravel()
+        columns = flat.reshape(-1, 8)
+        self.mask = columns != self.rest
+        values = np.full((1 + self.mask.sum(0).max(), 8), self.rest, self.array.dtype)
+        for column, mask, found in zip(values.T, self.mask.T, columns.T, strict=True):
+            column[1 : 1 + mask.sum()] = found[mask]
+        self.values = dense(values)
 
     @property
     def bytes(self) -> int:
-        return -(-self.array.size // 8) + self.values.bytes
+        return self.mask.size // 8 + self.values.bytes
 
     def expand(self, nodes: _Nodes, shape: tuple[int, ...]) -> onnx_ir.Value:
-        """Looks every element up: a byte of the mask has 8 places behind where its values start.
-
-        The places of those that are left out lie as far behind the values as there are values.
-        onnxruntime folds nothing whose shape follows from values, so no NonZero.
-        """
-        bits = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.int32)  # (256, 8)
-        places = np.where(bits == 1, bits.cumsum(1) - 1, 0).astype(np.int32)
-        count = int(self.mask.sum())
-        mask = nodes.constant(np.packbits(self.mask, bitorder="little"))
+        """Counts down the columns of the mask which of the values stands where."""
+        mask = nodes.constant(np.packbits(self.mask, axis=1, bitorder="little")[:, 0])
         mask = nodes.add("Cast", mask, to=onnx_ir.DataType.INT32)
-        lengths = nodes.add("Gather", bits.sum(1, dtype=np.int32), mask, axis=0)
-        start = nodes.add("CumSum", lengths, np.array(0), exclusive=1)
-        behind = nodes.add("Mul", 1 - bits, np.array(count, np.int32))
-        index = nodes.add("Gather", nodes.add("Add", behind, places), mask, axis=0)
-        index = nodes.add("Add", index, nodes.add("Unsqueeze", start, np.array([1])))
-        values = nodes.add("Reshape", self.values.expand(nodes, (count, 1)), np.array([count]))
-        one = np.array([self.rest], self.array.dtype)
-        rest = nodes.add("Expand", one, np.array([count + 1]))
-        full = nodes.add("Gather", nodes.add("Concat", values, rest, axis=0), index, axis=0)
-        if len(self.mask) % 8:
+        table = np.arange(256, dtype=np.int32)[:, None] >> np.arange(8, dtype=np.int32) & 1
+        bits = nodes.add("Gather", table, mask, axis=0)  # (rows of the mask, 8)
+        row = nodes.add("Mul", nodes.add("CumSum", bits, np.array(0)), bits)
+        values = self.values.expand(nodes, self.values.array.shape)
+        full = nodes.add("GatherElements", values, row, axis=0)
+        if self.array.size % 8:
             full = nodes.add("Reshape", full, np.array([-1]))
-            ends = (np.array([0]), np.array([len(self.mask)]), np.array([0]))
+            ends = (np.array([0]), np.array([self.array.size]), np.array([0]))
             full = nodes.add("Slice", full, *ends)
         return nodes.add("Reshape", full, np.array(shape, np.int64))
 
