@@ -4,8 +4,8 @@
 
 Or several methods in order (--recipe): each stage keeps its checkpoint and figures in OUTPUT_DIR,
 the same command goes on where it was stopped, and final_report.md sums up. Or the mix of settings
-that fits a size (--target_size_mb) or an error rate (--max_wer_increase). Under torchrun, training
-takes all processes.
+that fits a size (--target_size_mb), a latency (--target_latency_ms) or an error rate
+(--max_wer_increase). Under torchrun, training takes all processes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dev_data", default="", help="speech to measure that on (default: dev data of training)")
     add("--sensitivity", default="", metavar="FILE", help="scan of scripts/sensitivity.py for this")
     add("--dry_run", action="store_true", help="show what would happen, layer by layer")
-    add_targets(parser.add_argument_group("targets", "Checked in the report of a --recipe."))
+    text = "Checked in the report of a --recipe; --target_latency_ms without one mixes settings."
+    add_targets(parser.add_argument_group("targets", text))
     add_options(parser, available)
     args = parser.parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}

@@ -14,18 +14,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-
 from asr.common.provenance import commit, portable_path
-from asr.measure.benchmark import RATE, infer_speed, noise
+from asr.measure.benchmark import speed_of_noise
 from asr.measure.evaluation import evaluate, read_test_data
 from asr.measure.final_report import FIGURES, SPEED
 from asr.measure.flops import flops_per_second
@@ -37,7 +33,6 @@ from compress import core, finetuning
 
 PLAN, DONE = "pipeline.json", "stage.json"
 MODEL, EXPORT, SOURCE = "model.pt", "model.onnx", "0_source"
-ROUNDS = 10  # of timing
 
 
 @dataclass(frozen=True)
@@ -175,10 +170,7 @@ def time_stages(pipeline: Pipeline) -> None:
     places = [place for place in every if (place / EXPORT).exists()]
     if not pipeline.test_data or target.exists():
         return
-    with tempfile.TemporaryDirectory() as folder:
-        audio = Path(folder) / "noise.wav"
-        soundfile.write(audio, noise(10.0, np.random.default_rng(0)), RATE)
-        rows = infer_speed([place / EXPORT for place in places], audio, [1], ROUNDS)
+    rows = speed_of_noise([place / EXPORT for place in places])
     keys = ("latency", "peak_rss")
     stages = [{"stage": place.name} | {key: row[key] for key in keys}
               for place, row in zip(places, rows, strict=True)]  # fmt: skip

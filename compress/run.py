@@ -26,11 +26,13 @@ from asr.network.export import to_onnx
 from asr.network.processes import is_first
 from asr.runtime.files import write_atomically
 from compress import calibration, core, finetuning, pipeline, recipes, report
+from compress.mixing import Goal, Mix, choose_mix, dev_speech
 from compress.pipeline import Pipeline
-from compress.sensitivity import choose_steps, dev_speech, read_scan
+from compress.sensitivity import read_scan
 from compress.settings import of_modules, parse_setting
 
 CHECKPOINT, REPORT = "model.pt", "compression.json"
+MIXING = "--target_size_mb, --target_latency_ms or --max_wer_increase"
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,36 @@ class Compressed:
 
 def compress(
     model_path: str | Path, output_dir: str | Path | None = None, *, method: str = "",
-    recipe: str | Path = "", target_size_mb: float = 0.0, max_wer_increase: float | None = None,
-    calibration_data: str = "", test_data: str = "", dev_data: str = "", sensitivity: str = "",
-    threads: int = 0, dry_run: bool = False, **options: Any,
+    recipe: str | Path = "", target_size_mb: float = 0.0, target_latency_ms: float = 0.0,
+    max_wer_increase: float | None = None, calibration_data: str = "", test_data: str = "",
+    dev_data: str = "", sensitivity: str = "", threads: int = 0, dry_run: bool = False,
+    **options: Any,
 ) -> Compressed:  # fmt: skip
     """Makes a checkpoint smaller, into `output_dir`/model.pt, and prints how it goes.
 
     By one `method` with its `options`, by the steps of a `recipe`, or by the mix of settings that
-    makes a file of `target_size_mb` or keeps the rise of the dev WER (a share of it) within
-    `max_wer_increase`. The meaning of all is that of compress.py's flags. Raises ValueError, with
-    nothing written, for what does not fit together or cannot be read.
+    makes a file of `target_size_mb`, runs in `target_latency_ms` or keeps the rise of the dev WER
+    (a share of it) within `max_wer_increase`. The meaning of all is that of compress.py's flags; of
+    a recipe the latency is a target of its report. Raises ValueError, with nothing written, for
+    what does not fit together or cannot be read.
     """
     given = {
         "model_path": model_path, "output_dir": output_dir, "method": method, "recipe": recipe,
-        "target_size_mb": target_size_mb, "calibration_data": calibration_data,
-        "test_data": test_data, "dev_data": dev_data, "sensitivity": sensitivity,
-        "threads": threads,
+        "target_size_mb": target_size_mb, "target_latency_ms": target_latency_ms,
+        "calibration_data": calibration_data, "test_data": test_data, "dev_data": dev_data,
+        "sensitivity": sensitivity, "threads": threads,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value} | options
     if max_wer_increase is not None:
         given["max_wer_increase"] = max_wer_increase
-    targets = targets_from(options)
+    goal = Goal(target_size_mb, 0.0 if recipe else target_latency_ms, max_wer_increase)
+    targets = targets_from(options | ({"target_latency_ms": target_latency_ms} if recipe else {}))
     options = {name: value for name, value in options.items() if name not in FLAGS}
     if targets != Targets() and not recipe:
         raise ValueError("targets are checked in the report of a --recipe: give one")
-    steps = recipes.expand(choose(method, recipe, options, (target_size_mb, max_wer_increase)))
+    steps = recipes.expand(choose(method, recipe, options, goal))
     if sensitivity and steps:
-        raise ValueError("--sensitivity goes with --target_size_mb or --max_wer_increase")
+        raise ValueError(f"--sensitivity goes with {MIXING}")
     if dev_data and max_wer_increase is None:
         raise ValueError("--dev_data goes with --max_wer_increase")
     if threads < 0:
@@ -88,8 +93,7 @@ def compress(
     checkpoint = load_checkpoint(source)
     tests = read_test_data(test_data) if test_data else []
     scan = read_scan(sensitivity, checkpoint.model) if sensitivity else None
-    measured = max_wer_increase is not None
-    dev = dev_speech(checkpoint, dev_data) if measured else []
+    dev = dev_speech(checkpoint, dev_data) if max_wer_increase is not None else []
     speech = load_speech(checkpoint, calibration_data, steps, scan)
     say_unmatched(steps[:1], checkpoint.model)
     if recipe and not dry_run:
@@ -99,15 +103,14 @@ def compress(
     if tests and not dry_run and first:
         before = measure_exported("before", checkpoint, tests, threads)
     started = time.monotonic()
-    mixed = not steps
-    if mixed:
-        steps = choose_steps(
-            checkpoint, scan, speech, 1e6 * target_size_mb, max_wer_increase or 0.0, dev
-        )
+    mix = Mix(steps, {})
+    if goal != Goal():
+        mix = choose_mix(checkpoint, scan, speech, goal, dev)
+        steps = mix.steps
     if dry_run:
         steps = [replace_fields(step, tuning=finetuning.Options()) for step in steps]
         result, rows, sizes = compress_checkpoint(checkpoint, steps, speech, None)
-        say_unmatched(steps[1:] if not mixed else [], result.model)
+        say_unmatched(steps[1:] if not mix.about else [], result.model)
         print(report.layer_table(rows))
         print(report.summary_table(rows, *sizes))
         print("nothing was written")
@@ -125,6 +128,7 @@ def compress(
             "source": portable_path(str(source)),
             "history": result.history,
             "seconds": round(seconds, 1),
+            **({"mix": mix.about} if mix.about else {}),
             **report.as_json(rows, *sizes),
         }
         write_report(folder, contents)
@@ -134,7 +138,7 @@ def compress(
         if not existed and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    say_unmatched(steps[1:] if not mixed else [], result.model)
+    say_unmatched(steps[1:] if not mix.about else [], result.model)
     print(report.summary_table(rows, *sizes))
     print(f"{folder / CHECKPOINT} written in {seconds:.0f} s", flush=True)
     if before:
@@ -192,18 +196,11 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     return flags
 
 
-def choose(
-    method: str, recipe: str | Path, options: dict[str, Any], mix: tuple[float, float | None]
-) -> list[core.Step]:
+def choose(method: str, recipe: str | Path, options: dict[str, Any], goal: Goal) -> list[core.Step]:
     """The steps of a method with its options or of a recipe; none for a mix that is to be found."""
-    size, increase = mix
-    mixing = mix != (0.0, None)
+    mixing = goal != Goal()
     if bool(method) + bool(recipe) + mixing != 1:
-        raise ValueError("give either --method, --recipe, --target_size_mb or --max_wer_increase")
-    if size < 0 or (increase or 0) < 0:
-        raise ValueError("--target_size_mb must be above 0, --max_wer_increase not below 0")
-    if size and increase is not None:
-        raise ValueError("give either --target_size_mb or --max_wer_increase")
+        raise ValueError(f"give either --method, --recipe, {MIXING}")
     if options and not method:
         raise ValueError(f"--{min(options)} goes with --method or into the recipe's steps")
     if mixing:

@@ -3,7 +3,7 @@
     python scripts/sensitivity.py --model_path model.pt --output_dir D
 
 Writes sensitivity.json and sensitivity.png. `compress.py --sensitivity D/sensitivity.json` with
---target_size_mb or --max_wer_increase then picks the mixed setting from it.
+--target_size_mb, --target_latency_ms or --max_wer_increase then picks the mix from it.
 """
 
 from __future__ import annotations

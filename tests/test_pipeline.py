@@ -172,6 +172,7 @@ def test_every_stage_is_measured_and_the_report_is_written(source, corpus, tmp_p
         {"method": "evaluation", "test_data": str(tmp_path / "more.json")},
     ]
     flags = ["--test_data", str(tmp_path / "test.json"), "--target_size_reduction", "0.5"]
+    flags += ["--target_latency_ms", "60000"]  # with a recipe nothing is mixed for it
     assert run(source, tmp_path / "out", steps, *flags) == 0
     stages = read_stages(tmp_path / "out")
     assert [s.name for s in stages] == ["0_source", "1_quantization", "2_evaluation"]
@@ -181,7 +182,8 @@ def test_every_stage_is_measured_and_the_report_is_written(source, corpus, tmp_p
     assert all(s.latency > 0 and s.peak_rss > 0 and s.cer >= 0 for s in stages)
     assert stages[2].test_data.endswith("more.json")
     report = json.loads((tmp_path / "out" / "final_report.json").read_text())
-    assert report["targets"][0]["target"] == "size_reduction"
+    assert [row["target"] for row in report["targets"]] == ["size_reduction", "latency"]
+    assert report["targets"][1]["met"]
     assert (tmp_path / "out" / "final_report.png").stat().st_size
     assert Targets(size_reduction=0.5).size_reduction == 0.5
 

@@ -18,7 +18,7 @@ from asr.runtime.recognizer import load
 from asr.runtime.tokenizer import Tokenizer
 from asr.training.data import BatchDataset
 from asr.training.dev import transcribe_alone
-from compress import calibration, cli, core, recipes, sensitivity, settings
+from compress import calibration, cli, core, mixing, recipes, sensitivity, settings
 from compress.factorization import method as factorization
 from compress.report import file_bytes
 from tests.corpus import write_corpus
@@ -116,7 +116,7 @@ def test_the_mix_fits_and_uses_what_it_may(checkpoint, found, target):
     def size(steps):
         return file_bytes(core.run(copy.deepcopy(checkpoint), steps))
 
-    steps = sensitivity.fit_file(found, target, size)
+    steps = mixing.fit_file(found, target, size)
     assert 0.85 * target < size(steps) <= target
     layers = [name for step in steps for name in step.config.include.split(",")]
     assert len(layers) == len(set(layers))
@@ -127,7 +127,7 @@ def test_the_mix_spares_the_layers_that_cost_most(found):
     row = next(r for r in found["layers"] if r["name"] == "blocks.0.ff1.up")
     for option in row["settings"].values():
         option["distance"] = 100.0
-    steps = sensitivity.fit_size(found, 0.3 * found["bytes"])
+    steps = mixing.fit(found, 0.3 * found["bytes"])
     assert not any("blocks.0.ff1.up" in step.config.include.split(",") for step in steps)
 
 
@@ -139,11 +139,11 @@ def test_out_of_reach(checkpoint, found):
 
     message = r"0\.0213 MB is out of reach of .*ternary.* has (\d+),(\d+) bytes, 0\.\d{6} MB"
     with pytest.raises(ValueError, match=message) as caught:
-        sensitivity.fit_file(found, 21_300, size)
+        mixing.fit_file(found, 21_300, size)
     least = int("".join(re.search(message, str(caught.value)).groups()))
-    assert size(sensitivity.fit_file(found, least, size)) == least
+    assert size(mixing.fit_file(found, least, size)) == least
     with pytest.raises(ValueError, match="out of reach"):
-        sensitivity.fit_file(found, least - 1, size)
+        mixing.fit_file(found, least - 1, size)
 
 
 def test_dynamic_int8_is_measured_one_utterance_at_a_time(
@@ -188,13 +188,13 @@ def test_the_smallest_mix_within_an_error_rate(found):
     def rate(steps):
         return 0.1 * (1 + 0.08 * saved(steps))
 
-    steps, before, after = sensitivity.fit_wer(found, 0.05, rate)
+    steps, before, after = mixing.fit_wer(found, 0.05, rate)
     assert 0.5 < saved(steps) <= 0.625
     assert (before, after) == (0.1, rate(steps))
-    everything, _, _ = sensitivity.fit_wer(found, 0.05, lambda steps: 0.1)
+    everything, _, _ = mixing.fit_wer(found, 0.05, lambda steps: 0.1)
     assert saved(everything) > 0.85
     with pytest.raises(ValueError, match=r"no mix of .* within 5.0%"):
-        sensitivity.fit_wer(found, 0.05, lambda steps: 0.2 if steps else 0.1)
+        mixing.fit_wer(found, 0.05, lambda steps: 0.2 if steps else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_structured_pruning_is_scanned_by_modules(checkpoint, speech):
     assert STRUCTURED in tried["blocks.0.ff1"]
     assert tried["head"].keys() == {INT4}
     del tried["blocks.0.ff1"][INT4]
-    steps = sensitivity.fit_size(found, sensitivity.smallest(found))
+    steps = mixing.fit(found, mixing.least(found))
     assert {step.method: step.config.include for step in steps}["pruning"] == "blocks.0.ff1"
     result = core.run(copy.deepcopy(checkpoint), steps)
     assert result.model.blocks[0].ff1.args["hidden"] == 64
@@ -240,7 +240,7 @@ def test_methods_are_chained_and_mixed(checkpoint, speech):
         assert keep in row["settings"], name
         row["settings"] = {keep: row["settings"][keep]}
     assert low in json.loads(json.dumps(found))["settings"]
-    steps = sensitivity.fit_size(found, sensitivity.smallest(found))
+    steps = mixing.fit(found, mixing.least(found))
     assert [step.method for step in steps][:2] == ["pruning", "factorization"]
     result = core.run(copy.deepcopy(checkpoint), steps)
     model = result.model
@@ -325,8 +325,8 @@ def test_a_model_that_names_no_data(checkpoint, found, tmp_path, corpus, capsys,
     model = ["--model_path", str(tmp_path / "model.pt"), "--dry_run"]
     mix = [*model, "--sensitivity", str(scan), "--max_wer_increase", "0.5"]
     assert cli.main([*mix, "--dev_data", str(corpus)]) == 0
-    monkeypatch.setattr(sensitivity, "scan", None)
-    monkeypatch.setattr(sensitivity, "choose_steps", None)
+    monkeypatch.setattr(mixing, "scan", None)
+    monkeypatch.setattr("compress.run.choose_mix", None)
     capsys.readouterr()
     for arguments, message in (
         (mix, "names no training data: give --dev_data"),

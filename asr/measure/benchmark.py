@@ -17,6 +17,7 @@ from asr.measure.timing import TimedModel
 from asr.runtime.audio import audio_duration
 
 RATE = 16000
+NOISE_SECONDS = 10.0
 
 
 @contextmanager
@@ -40,6 +41,14 @@ def noise(seconds: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     swell = 1 + np.sin(np.arange(n, dtype=np.float32) * (2 * np.pi * 4 / RATE))
     waveform: npt.NDArray[np.float32] = 0.05 * swell * rng.standard_normal(n, dtype=np.float32)
     return waveform
+
+
+def speed_of_noise(model_paths: Sequence[str | Path], rounds: int = 10) -> list[dict[str, Any]]:
+    """`infer_speed` on one thread for NOISE_SECONDS of noise: what targets of latency are about."""
+    with tempfile.TemporaryDirectory() as folder:
+        audio = Path(folder) / "noise.wav"
+        soundfile.write(audio, noise(NOISE_SECONDS, np.random.default_rng(0)), RATE)
+        return infer_speed(model_paths, audio, [1], rounds)
 
 
 def infer_speed(

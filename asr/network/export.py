@@ -14,6 +14,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -123,22 +124,30 @@ def to_onnx(checkpoint: Checkpoint, path: str | Path, compute: str = "int8") -> 
 def prepare(model: ConformerCTC, compute: str = "int8") -> ConformerCTC:
     """A copy for export: lean modules, packed layers in onnxruntime's operators.
 
-    What stays as it was shares its numbers with the model given. A packed layer is any module with
+    Of a shared block there is one view for each depth; the views have their tensors in common.
+    """
+    model = cast(ConformerCTC, as_exported(model, compute))
+    model.blocks = nn.ModuleList(view(block, turn) for block, turn in model.depths())
+    return model
+
+
+def as_exported(module: nn.Module, compute: str = "int8") -> nn.Module:
+    """A copy of any module of the model as it is exported.
+
+    What stays as it was shares its numbers with the module given. A packed layer is any module with
     a method `onnx_layer(compute)`, "int8" or "float": see `asr.network.onnx_layers`; in torch too
-    the copy computes with the integers of the file. Of a shared block there is one view for each
-    depth; the views have their tensors in common.
+    the copy computes with the integers of the file.
     """
     shared = {
         id(x): nn.Parameter(x.detach(), requires_grad=False) if isinstance(x, nn.Parameter) else x
-        for x in tensors_of(model).values()
+        for x in tensors_of(module).values()
     }
-    model = copy.deepcopy(model, shared).eval().float()
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "onnx_layer"):
-            model.set_submodule(name, module.onnx_layer(compute).eval(), strict=True)
-    make_lean(model)
-    model.blocks = nn.ModuleList(view(block, turn) for block, turn in model.depths())
-    return model
+    holder = nn.Sequential(copy.deepcopy(module, shared)).eval().float()
+    for name, part in list(holder.named_modules()):
+        if hasattr(part, "onnx_layer"):
+            holder.set_submodule(name, part.onnx_layer(compute).eval(), strict=True)
+    make_lean(holder)
+    return holder[0]
 
 
 def view(block: nn.Module, turn: int) -> nn.Module:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir
@@ -30,10 +32,8 @@ FREE = torch.export.Dim.DYNAMIC
 
 def build_graph(model: ConformerCTC) -> onnx_ir.Model:
     """The ONNX graph of a prepared model, with NeMo's names; batch and time are free."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # names packages that are not needed
     blocks = list(model.blocks)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quietly():
         functions = stand_ins(model)
         try:
             graph = trace_model(model)
@@ -46,6 +46,47 @@ def build_graph(model: ConformerCTC) -> onnx_ir.Model:
     store_small(graph)
     drop_shapes(graph)
     return graph
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Tracing without gradients and without the exporter's remarks."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # names packages that are not needed
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def part_graph(module: nn.Module, args: Sequence[Any], others: Sequence[Any]) -> onnx_ir.Model:
+    """The graph of one module of a prepared model, traced with args: tensors, numbers or None.
+
+    The tensors are its inputs x0, x1, … by their places. Axes are free where they are of another
+    size in `others`, a second call.
+    """
+    tensors = {f"x{i}": x for i, x in enumerate(args) if isinstance(x, Tensor)}
+    free = [
+        {axis: FREE for axis in range(x.ndim) if x.shape[axis] != others[i].shape[axis]}
+        for i, x in enumerate(args) if isinstance(x, Tensor)
+    ]  # fmt: skip
+    with quietly():
+        graph = export(
+            _Part(module, args), (list(tensors.values()),), (free,), input_names=list(tensors)
+        )
+    tidy(graph)
+    return graph
+
+
+class _Part(nn.Module):
+    """A module with the tensors of its arguments only."""
+
+    def __init__(self, module: nn.Module, args: Sequence[Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.others = [None if isinstance(x, Tensor) else (x,) for x in args]
+
+    def forward(self, tensors: list[Tensor]) -> Any:
+        given = iter(tensors)
+        return self.module(*(next(given) if other is None else other[0] for other in self.others))
 
 
 class _Traced(nn.Module):
