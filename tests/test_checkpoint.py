@@ -171,6 +171,11 @@ def test_missing_file_and_folder(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_an_export_is_told_from_a_checkpoint(tiny_onnx):
+    with pytest.raises(CheckpointError, match=r"model\.onnx: an export is only run"):
+        load_checkpoint(tiny_onnx)
+
+
 def test_pytorch_files_of_another_kind(tmp_path):
     path = tmp_path / "model.pt"
     for other in ({"weight": torch.zeros(3)}, [1, 2], torch.zeros(2), {"version": 1}):

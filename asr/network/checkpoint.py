@@ -124,6 +124,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; train.py writes one as OUTPUT_DIR/model.pt")
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name the checkpoint in it, e.g. model.pt")
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path}: an export is only run; name the .pt that it was made of")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickles, which the errors below tell of
