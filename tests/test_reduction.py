@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from asr.network.export import to_onnx
 from asr.network.model import ConformerCTC
 from asr.runtime.config import ModelConfig
 from asr.runtime.tokenizer import Tokenizer
+from asr.training.start import check_front
 from asr.training.train import main as train
 from compress import core, recipes
 from tests.corpus import write_corpus
@@ -100,3 +102,41 @@ def test_a_front_of_another_rate_is_refused(tmp_path, tiny_checkpoint, capsys):
     flags = ["--init_from", tiny_checkpoint, "--data_dir", data, "--output_dir", tmp_path / "run"]
     assert train([str(flag) for flag in (*flags, "--freeze_blocks", 1)]) == 2
     assert "subsampling_factor is 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "n", "why"),
+    [
+        ({}, 3, "the model merges frames after block 2: at most 2"),
+        ({"reduction_position": 0, "reduction_factor": 1, "reduction_d_model": 0}, 3,
+         "the model feeds its output back after block 3: at most 2"),
+        ({"reduction_position": 0, "reduction_factor": 1, "reduction_d_model": 0,
+          "intermediate_layers": (), "self_conditioned": False}, 5, "the model has 4 blocks"),
+    ],
+)  # fmt: skip
+def test_a_front_that_is_heard_at_another_rate_or_learns_is_refused(changes, n, why):
+    config = replace(CONFIG, **changes)
+    for allowed in range(n):
+        check_front(config, allowed)
+    with pytest.raises(ValueError, match=why):
+        check_front(config, n)
+
+
+def test_what_another_front_has_made_is_not_heard(start, tmp_path):
+    """A run that was killed before its first state leaves what its front made."""
+    cache = tmp_path / "run" / "front"
+    cache.mkdir(parents=True)
+    np.save(cache / "0.npy", np.full((30, 16), np.nan, np.float16))
+    folder = run(start, tmp_path, "--epochs", 2, "--freeze_epochs", 1, "--ema", 0)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(entry.get("skipped", 0) == 0 for entry in log)
+    assert not list(cache.iterdir())  # the front has learnt since
+
+
+@pytest.mark.parametrize("flag", ["freeze_epochs 1", "teacher_block 2", "teacher_output x"])
+def test_flags_that_say_nothing_alone_are_refused(start, tmp_path, capsys, flag):
+    data = write_corpus(tmp_path / "data", 1)
+    flags = f"--init_from {start} --data_dir {data} --output_dir {tmp_path / 'run'} --{flag}"
+    assert train(flags.split()) == 2
+    assert f"--{flag} goes with --" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from asr.corpus.splits import load_splits
 from asr.network.checkpoint import load_checkpoint, save_checkpoint
+from asr.network.model import ConformerCTC
 from asr.runtime.config import FeatureConfig
 from asr.runtime.tokenizer import Tokenizer
 from asr.training import learner
@@ -404,7 +406,18 @@ def test_flags_cannot_change_a_model_that_is_there(corpus, tmp_path, capsys, sta
         assert main(flags(corpus, output, "--epochs", "1", *more, f"--{name}", value)) == 2
         error = capsys.readouterr().err
         assert "the model that training starts from has" in error
-        assert f"--{name}" in error or name == "preset"
+        assert f"--{name} {value}" in error
+
+
+def test_flags_that_say_what_is_there_are_no_mistake(corpus, tmp_path):
+    first = ("--preset", "tiny", "--d_model", "16", "--n_layers", "3", "--epochs", "1")
+    assert main(flags(corpus, tmp_path / "a", *first)) == 0
+    assert main(flags(corpus, tmp_path / "a", *first, "--resume")) == 0
+    checkpoint = load_checkpoint(tmp_path / "a" / "model.pt")
+    checkpoint.model = ConformerCTC(replace(checkpoint.model.config, n_layers=5))
+    save_checkpoint(tmp_path / "other.pt", checkpoint)  # its inner output is after block 1
+    start = ("--init_from", str(tmp_path / "other.pt"), "--epochs", "1")
+    assert main(flags(corpus, tmp_path / "b", *start, "--n_layers", "5")) == 0
 
 
 def test_a_run_goes_on_only_with_its_own_data_and_processes(corpus, tmp_path, monkeypatch, capsys):

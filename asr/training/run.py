@@ -10,9 +10,9 @@ from typing import Any
 from asr.corpus.splits import load_splits, places
 from asr.network.model import count_parameters
 from asr.network.processes import is_first, process_group
-from asr.training.data import FRONT_RATE
 from asr.training.start import (
     WANTED,
+    check_front,
     check_same_model,
     make_tokenizer,
     new_checkpoint,
@@ -23,6 +23,10 @@ from asr.training.start import (
 )
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
+
+PAIRS = {  # flags that say nothing without another
+    "freeze_epochs": "freeze_blocks", "teacher_output": "teacher", "teacher_block": "teacher",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ def train(
     if unknown:
         raise ValueError(f"no such setting of training: {', '.join(unknown)}")
     config = TrainConfig(**{name: settings[name] for name in settings.keys() & known})
+    for flag, needed in PAIRS.items():
+        if getattr(config, flag) and not getattr(config, needed):
+            raise ValueError(f"--{flag} {getattr(config, flag)} goes with --{needed}")
     wanted = {name: settings[name] for name in WANTED if settings.get(name) is not None}
     data = places(data_dir)
     with process_group(config.device):
@@ -91,8 +98,7 @@ def _train(
         checkpoint.data = {"train": named}
     else:
         checkpoint = new_checkpoint(wanted, splits.train, named, config.seed)
-    if config.freeze_blocks and checkpoint.model.config.subsampling_factor != FRONT_RATE:
-        raise ValueError(f"--freeze_blocks needs a model whose subsampling_factor is {FRONT_RATE}")
+    check_front(checkpoint.model.config, config.freeze_blocks)
     if resuming or init_from:
         check_same_model(wanted, checkpoint)
     train_set = usable(splits.train, checkpoint, config, say)
@@ -101,6 +107,7 @@ def _train(
     output_dir.mkdir(parents=True, exist_ok=True)
     if first and not resuming:
         (output_dir / "log.jsonl").write_text("", encoding="utf-8")  # fails early if not writable
+        trainer.forget_front()
     if resuming:
         assert checkpoint.training is not None
         trainer.resume(checkpoint.training)

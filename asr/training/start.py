@@ -21,7 +21,7 @@ from asr.network.model import ConformerCTC
 from asr.runtime.cli import int_list, yes_no
 from asr.runtime.config import PRESETS, FeatureConfig, ModelConfig, preset
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
-from asr.training.data import drop_impossible
+from asr.training.data import FRONT_RATE, drop_impossible
 from asr.training.train_config import BATCHES, TrainConfig
 
 Say = Callable[[str], None]
@@ -177,20 +177,44 @@ def check_same_run(saved: dict[str, Any], config: TrainConfig, where: str) -> No
 def check_same_model(wanted: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """With --init_from or --resume the model is there: a flag that wants another is a mistake."""
     config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
-    needed = PRESETS.get(wanted.get("preset", ""), {}) | dimensions(wanted)
-    needed |= {name: wanted.get(name) for name in ("tokenizer", "vocab_size")}
+    flags = (*DIMENSIONS, "tokenizer", "vocab_size")
+    given = {name: wanted[name] for name in flags if wanted.get(name) is not None}
     if wanted.get("alphabet") not in (None, "auto"):
-        needed["alphabet"] = "".join(Tokenizer.characters(wanted["alphabet"]).tokens[2:])
+        given["alphabet"] = "".join(Tokenizer.characters(wanted["alphabet"]).tokens[2:])
+    of_preset = PRESETS.get(wanted.get("preset", ""), {})
+    of_preset = of_preset and of_preset | dimensions(wanted)
     there = vars(config) | {
         "tokenizer": "bpe" if tokenizer.sentencepiece_model else "char",
         "alphabet": "".join(tokenizer.tokens[2:]),
     }
-    for name, value in needed.items():
+    for name, value in (of_preset | given).items():
         value = tuple(value) if isinstance(value, list) else value
-        if value is not None and value != there[name]:
-            raise ValueError(
-                f"--{name} {value}: the model that training starts from has {there[name]}"
-            )
+        if value != there[name]:
+            flag = f"--{name} {value}"
+            if name not in given:
+                flag = f"--preset {wanted['preset']} has {name} {value}"
+            raise ValueError(f"{flag}: the model that training starts from has {there[name]}")
+
+
+def check_front(config: ModelConfig, freeze_blocks: int) -> None:
+    """A ValueError where a front of so many blocks cannot be frozen: it is heard once, at its rate.
+
+    What it makes is kept, two frames of features to one, so that it ends before frames are merged,
+    and before a layer that learns meanwhile feeds its output back.
+    """
+    if not freeze_blocks:
+        return
+    if config.subsampling_factor != FRONT_RATE:
+        raise ValueError(f"--freeze_blocks needs a model whose subsampling_factor is {FRONT_RATE}")
+    limits = {f"has {config.n_layers} blocks": config.n_layers}
+    if config.reduction_position:
+        limits[f"merges frames after block {config.reduction_position}"] = config.reduction_position
+    if config.self_conditioned:
+        first = config.intermediate_layers[0]
+        limits[f"feeds its output back after block {first}"] = first - 1
+    reason, most = min(limits.items(), key=lambda limit: limit[1])
+    if freeze_blocks > most:
+        raise ValueError(f"--freeze_blocks {freeze_blocks}: the model {reason}: at most {most}")
 
 
 def trained_on(checkpoint: Checkpoint, flag: str) -> str | list[str]:

@@ -61,6 +61,7 @@ class Trainer:
             self.train_set, config, rank, self.world, self.learner.device.type == "cuda"
         )
         self.folder = RunFolder(Path(output_dir), checkpoint, config.tensorboard, self.first)
+        self.front_cache = self.folder.path / "front"  # what a frozen front made, 0.npy, …
         self.epoch = self.batches_done = 0  # finished epochs; batches of the next one
         self.best = (math.inf, math.inf)  # dev WER and CER of the model that is kept
         self.best_epoch = -1
@@ -144,7 +145,9 @@ class Trainer:
         keys, frozen = self.epochs.keys(self.epoch), self.epochs.frozen(self.epoch)
         learner.teach_head_alone(self.epoch < config.head_epochs)
         learner.freeze(frozen)
-        self.train_set.begin_behind(learner.hear if frozen else None, self.folder.path / "front")
+        if not frozen:
+            self.forget_front()
+        self.train_set.begin_behind(learner.hear if frozen else None, self.front_cache)
         begin = time.perf_counter()
         losses: list[Tensor] = []
         seconds, since = 0.0, begin
@@ -180,6 +183,12 @@ class Trainer:
                 if config.save_every and learner.step % config.save_every == 0:
                     self.save_state()
         self.busy_seconds = time.perf_counter() - begin
+
+    def forget_front(self) -> None:
+        """Removes what the front has made before: another one, or what it was, may be behind it."""
+        if self.first:
+            for path in self.front_cache.glob("[0-9]*.npy"):
+                path.unlink(missing_ok=True)
 
     def train_step(self, batches: Sequence[Batch], progress: float) -> tuple[Tensor, Tensor]:
         """One optimiser step; what is to happen before or after each goes around this."""
