@@ -1,4 +1,4 @@
-"""What compression did to a checkpoint: per layer, in all, and what stayed in float and why."""
+"""What compression did to a checkpoint: per layer, in all, and what stayed as large and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from asr.network.checkpoint import Checkpoint, checkpoint_contents
 from compress import core, packing
 
-MULTIPLIERS = ("Linear", "Conv1d", "Conv2d")  # what stays in float is worth a word
+MULTIPLIERS = ("Linear", "Conv1d", "Conv2d")  # what stays as large is worth a word
 SMALL = 0.995  # a layer that keeps more of its bytes than this has stayed as it was
 
 
@@ -38,7 +38,7 @@ class Row:
     parameters: int
     bytes_before: int
     bytes_after: int
-    kept: str = ""  # why it stayed in float
+    kept: str = ""  # why it stayed as large
 
 
 def layer_sizes(model: nn.Module) -> dict[str, LayerSize]:
@@ -118,14 +118,14 @@ def layer_table(rows: Sequence[Row]) -> str:
     width = max(len(row.name) for row in rows)
     lines = [f"{'layer':{width}}  {'before':>10}  {'after':>10}  now"]
     for row in rows:
-        kept = f" (float: {row.kept})" if row.kept else ""
+        kept = f" (as large as before: {row.kept})" if row.kept else ""
         sizes = f"{row.bytes_before:>10,}  {row.bytes_after:>10,}"
         lines.append(f"{row.name:{width}}  {sizes}  {row.after}{kept}")
     return "\n".join(lines)
 
 
 def summary_table(rows: Sequence[Row], file_before: int, file_after: int) -> str:
-    """By kinds of layers, then the files, then what stayed in float and why."""
+    """By kinds of layers, then the files, then what stayed as large and why."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         change = row.before if row.before == row.after else f"{row.before} -> {row.after}"
@@ -139,9 +139,9 @@ def summary_table(rows: Sequence[Row], file_before: int, file_after: int) -> str
     parameters = sum(row.parameters for row in rows)
     table.append(("file", "", parameters, file_before, file_after))
     for label, count, numbers, before, after in table:
+        ratio = f"{before / after:.2f}" if before and after else "–"  # of removed and added ones
         lines.append(
-            f"{label:{width}}  {count:>6}  {numbers:>10,}  {before:>12,}  {after:>12,}"
-            f"  {before / max(after, 1):>5.2f}"
+            f"{label:{width}}  {count:>6}  {numbers:>10,}  {before:>12,}  {after:>12,}  {ratio:>5}"
         )
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -149,7 +149,7 @@ def summary_table(rows: Sequence[Row], file_before: int, file_after: int) -> str
             reasons.setdefault(row.kept, []).append(row.name)
     for reason, names in reasons.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines.append(f"in float: {shown}: {reason}")
+        lines.append(f"as large as before: {shown}: {reason}")
     return "\n".join(lines)
 
 

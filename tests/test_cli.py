@@ -224,7 +224,7 @@ def test_command_writes_model_and_report(source, tmp_path, capsys):
     assert rows["blocks.0.ff1.up"]["after"] == "Int8Linear"
     printed = capsys.readouterr().out
     assert "Linear -> Int8Linear" in printed
-    assert "in float: head: not selected" in printed
+    assert "as large as before: head: not selected" in printed
     capsys.readouterr()
     assert cli.main(arguments(source, output, *flags)) == 0  # its own result may be replaced
     assert capsys.readouterr().out.startswith(f"{output / 'model.pt'}: is there from an earlier")

@@ -407,3 +407,16 @@ def test_why_several_steps_left_a_layer():
     steps = [make_step("quantization", {"precision": "fp16"})]
     rows = report.compare(before, core.run(checkpoint, steps).model, steps)
     assert {row.kept for row in rows if row.before == "Linear"} == {"was in half precision before"}
+
+
+def test_the_summary_of_layers_that_go_or_come():
+    """A shared student stores fewer blocks; what is in one model alone has no ratio."""
+    checkpoint = build(ModelConfig(d_model=16, n_layers=2, n_heads=2, subsampling_channels=8))
+    before = report.layer_sizes(checkpoint.model)
+    steps = [make_step("distillation", {"share_layers": 1, "own_norms": True,
+                                        "fine_tune_epochs": 0})]  # fmt: skip
+    rows = report.compare(before, core.run(checkpoint, steps).model, steps)
+    table = report.summary_table(rows, 2000, 1000).splitlines()
+    ratios = {re.split(r"\s{2,}", line)[0]: line.split()[-1] for line in table[1:]}
+    assert ratios["Linear -> removed"] == ratios["added -> LayerNorm"] == "–"
+    assert ratios["file"] == "2.00"
