@@ -26,10 +26,11 @@ from asr.corpus.splits import load_splits
 from asr.network.checkpoint import Checkpoint, load_checkpoint
 from asr.network.device import autocast
 from asr.network.model import ConformerCTC, Output
+from asr.network.processes import is_first
 from asr.training.data import Batch
 from asr.training.dev import Heard
 from asr.training.learner import Learner
-from asr.training.start import trained_on, usable
+from asr.training.start import Say, trained_on, usable
 from asr.training.train_config import TrainConfig
 from asr.training.trainer import Trainer
 from compress.imitation import BlockOutputs, distance, divergence
@@ -95,7 +96,7 @@ def fine_tune(
             return fine_tune(checkpoint, teacher, options, Path(temporary), update, run)
     check_trainable(checkpoint.model)
     config = run.settings(checkpoint, options)
-    train, dev = data(checkpoint, options, config)
+    train, dev = data(checkpoint, options, config, print if is_first() else quiet)
     place = folder / f"fine_tuning_{len(checkpoint.history)}"
     state = resumable(place / "last.pt", checkpoint)
     place.mkdir(parents=True, exist_ok=True)
@@ -172,15 +173,19 @@ def data_path(checkpoint: Checkpoint, options: Options) -> str | list[str]:
     return options.fine_tune_data or trained_on(checkpoint, "--fine_tune_data")
 
 
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
 def data(
-    checkpoint: Checkpoint, options: Options, config: TrainConfig
+    checkpoint: Checkpoint, options: Options, config: TrainConfig, say: Say = quiet
 ) -> tuple[list[Utterance], list[Utterance]]:
-    """What can be used of the speech to train on, and of what is held out."""
+    """What can be used of the speech to train on, and of what is held out; says what cannot."""
     splits = load_splits(data_path(checkpoint, options), seed=trained_with(checkpoint).seed)
-    train, dev = (
-        usable(part, checkpoint, config, lambda *_: None) for part in (splits.train, splits.dev)
-    )
-    return train, dev
+    for note in splits.notes:
+        say(note)
+    train = usable(splits.train, checkpoint, config, say)
+    return train, usable(splits.dev, checkpoint, config, quiet)
 
 
 def resumable(path: Path, checkpoint: Checkpoint) -> Checkpoint | None:

@@ -123,6 +123,17 @@ def test_all_layers_learn_from_any_data(checkpoint, corpus):
     assert not any(torch.equal(a, b) for a, b in pairs)
 
 
+def test_says_what_of_the_data_is_not_used(checkpoint, tmp_path, capsys):
+    """A limit of the model's own training leaves out recordings of another user's."""
+    folder = write_corpus(tmp_path / "mine")
+    (folder / "dev.json").unlink()
+    checkpoint.history[0]["config"] = TRAINED | {"max_duration": 0.9}
+    core.run(checkpoint, steps(fine_tune_epochs=1, fine_tune_data=str(folder)))
+    printed = capsys.readouterr().out
+    assert printed.count("longer than 0.9 s") == 1
+    assert printed.count("no dev* split: held out") == 1
+
+
 @pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
 def test_a_stopped_run_goes_on_to_the_same_bits(checkpoint, tmp_path, schedule, monkeypatch):
     whole = core.run(copy.deepcopy(checkpoint), steps(schedule=schedule), None, tmp_path / "a")
