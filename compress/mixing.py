@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from asr.corpus.manifest import Utterance
+from asr.measure.machine import busy_cores, busy_note
 from asr.network.checkpoint import Checkpoint
 from asr.training.start import trained_on
 from compress import core
@@ -65,6 +66,8 @@ def choose_mix(
     goal: Goal, dev: Sequence[Utterance] = (),
 ) -> Mix:  # fmt: skip
     """The mix for a goal, from a scan, or one made now, by modules; prints what was measured."""
+    if goal.latency_ms and (note := busy_note(busy_cores())):
+        print(note)
     if found is None:
         found = scan(checkpoint, MIXED, need(calibration, "a scan"), by="module")
 

@@ -181,6 +181,7 @@ def test_the_command_reports_what_was_asked_and_measured(
     monkeypatch.setattr(latency, "milliseconds", kilobytes)
     monkeypatch.setattr(latency, "latency", whole)
     monkeypatch.setattr(mixing, "latency", whole)
+    monkeypatch.setattr(mixing, "busy_cores", lambda: 64.0)
     save_checkpoint(tmp_path / "model.pt", checkpoint)
     (tmp_path / "scan.json").write_text(json.dumps(found))
     before = whole(checkpoint)
@@ -188,9 +189,9 @@ def test_the_command_reports_what_was_asked_and_measured(
     model = ["--model_path", str(tmp_path / "model.pt"), "--output_dir", str(tmp_path / "out")]
     mix = [*model, "--sensitivity", str(tmp_path / "scan.json")]
     assert cli.main([*mix, "--target_latency_ms", str(target)]) == 0
-    said = re.search(
-        r"latency (\S+) ms before, (\S+) ms after, (\S+) asked", capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    said = re.search(r"latency (\S+) ms before, (\S+) ms after, (\S+) asked", printed)
+    assert "the machine was busy before (load 64.0" in printed
     report = json.loads((tmp_path / "out" / "compression.json").read_text())
     result = load_checkpoint(tmp_path / "out" / "model.pt")
     assert report["mix"]["target_latency_ms"] == target == float(said[3])
