@@ -29,6 +29,7 @@ from asr.training.augment import (
 )
 
 Front = Callable[[Tensor], Tensor]  # (1, T, n_mels) to hidden frames (1, T / FRONT_RATE, D)
+HIDDEN = ".npy"  # ends the name of what a front would make of a recording that there is not
 FRONT_RATE = 2  # frames of features that become one of a front's
 Key = tuple[int, bool, tuple[int, ...]]  # epoch, SpecAugment on, utterance indices
 
@@ -65,6 +66,7 @@ class BatchDataset(Dataset[Batch]):
         self.front: Front | None = None
         self.cache = Path()
         self.utterances = utterances
+        self.voices = [u.audio_filepath for u in utterances if not is_hidden(u)]
         self.features = features
         self.augment = augment
         self.seed = seed
@@ -98,6 +100,8 @@ class BatchDataset(Dataset[Batch]):
 
     def _features(self, index: int, epoch: int, masks: bool) -> np.ndarray:
         """What the network is given of one utterance: features (T, n_mels), or the front's."""
+        if is_hidden(self.utterances[index]):
+            return np.load(self.utterances[index].audio_filepath).astype(np.float32)
         if self.front is None:
             return self._log_mel(index, epoch, masks)
         path = self.cache / f"{index}.npy"
@@ -133,9 +137,13 @@ class BatchDataset(Dataset[Batch]):
 
     def _voices(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Three to five other recordings, for babble."""
-        chosen = rng.integers(0, len(self.utterances), int(rng.integers(3, 6)))
-        paths = [self.utterances[i].audio_filepath for i in chosen]
-        return [read_audio(path, self.features.sample_rate) for path in paths]
+        chosen = rng.integers(0, len(self.voices), int(rng.integers(3, 6)))
+        return [read_audio(self.voices[i], self.features.sample_rate) for i in chosen]
+
+
+def is_hidden(utterance: Utterance) -> bool:
+    """Whether the frames of a front stand in the place of a recording."""
+    return utterance.audio_filepath.endswith(HIDDEN)
 
 
 def padded_frames(n: int) -> int:

@@ -21,7 +21,7 @@ from asr.network.model import ConformerCTC
 from asr.runtime.cli import int_list, yes_no
 from asr.runtime.config import PRESETS, FeatureConfig, ModelConfig, preset
 from asr.runtime.tokenizer import ENGLISH, Tokenizer
-from asr.training.data import FRONT_RATE, drop_impossible
+from asr.training.data import FRONT_RATE, drop_impossible, is_hidden
 from asr.training.train_config import BATCHES, TrainConfig
 
 Say = Callable[[str], None]
@@ -245,6 +245,12 @@ def usable(
     absent = [u.audio_filepath for u in utterances if not Path(u.audio_filepath).exists()]
     if absent:
         raise ValueError(f"{absent[0]}: no such recording ({len(absent)} of the data are missing)")
+    hidden = [u for u in utterances if is_hidden(u)]
+    if hidden and not (config.freeze_blocks and config.freeze_epochs >= config.epochs):
+        raise ValueError(
+            f"{hidden[0].audio_filepath}: frames of a front, for training behind one that is "
+            f"frozen throughout: give --freeze_blocks, and --freeze_epochs {config.epochs}"
+        )
     short = [u for u in utterances if u.duration <= config.max_duration]
     if len(short) < len(utterances):
         say(f"left out: {len(utterances) - len(short)} longer than {config.max_duration:g} s")
