@@ -12,7 +12,6 @@ are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,11 +22,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from asr.corpus.lexicon import ENGLISH, Pronunciations, phonemes, read_lexicon
+from asr.corpus.lexicon import read_lexicon
 from asr.corpus.manifest import Utterance
 from asr.corpus.splits import load_dataset
 from asr.corpus.units import BOUNDARY, END, Units, align
-from asr.importing.hama import Teacher
+from asr.importing.phonemes import Ears
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.audio import read_audio
 from asr.runtime.cli import Parser, guarded
@@ -39,42 +38,7 @@ AUGMENT = AugmentConfig(
     speed=0, warp=0, reverb=0.08, noise=0.15, clip=0.03, telephone=0.08, level=0.2, time_masks=0,
     freq_masks=0,
 )  # fmt: skip
-# Natural logarithms: a boundary may stand anywhere at this price, a phoneme that is not heard costs
-# this much a frame; and the least a frame for a text that fits.
-ANYWHERE, UNHEARD, LEAST = -8.0, -14.0, -1.5
-
-
-class Ears:
-    """The phoneme recogniser, of the phonemes of a lexicon: the blank, BOUNDARY, then `names`."""
-
-    def __init__(self, path: str, lexicon: Pronunciations) -> None:
-        self.teacher = Teacher(path)
-        vocabulary = Path(path).with_name("g2p_vocab.json")
-        if not vocabulary.exists():
-            raise ValueError(
-                f"{vocabulary}: is missing; it lies beside the .hama file in the wheel"
-            )
-        symbols = [
-            *json.loads(vocabulary.read_text(encoding="utf-8"))["decoder"],
-            "<wb>",
-            "<blank>",
-        ]
-        self.names = phonemes(lexicon, symbols)
-        alike = {name: [a for a, b in ENGLISH.items() if b == name] for name in self.names}
-        groups = [["<blank>"], ["<wb>"], *([name, *alike[name]] for name in self.names)]
-        self.columns = [[symbols.index(s) for s in group if s in symbols] for group in groups]
-
-    @torch.no_grad()
-    def __call__(self, waveform: np.ndarray) -> np.ndarray:
-        """Log-probabilities (T, 2 + names) of a waveform (N,) at 16 kHz, 50 frames a second."""
-        level = 0.1 / max(float(waveform.std()), 1e-4)  # that at which it hears best
-        heard = torch.from_numpy(waveform * np.float32(level))[None]
-        hidden, _ = self.teacher(heard, torch.tensor([len(waveform)]))
-        all_symbols = self.teacher.symbols(hidden)[0]  # (T, 191)
-        parts = [all_symbols[:, columns].logsumexp(1) for columns in self.columns]
-        found = torch.stack(parts, 1).clamp(min=UNHEARD)
-        found[:, BOUNDARY] = found[:, BOUNDARY].clamp(min=ANYWHERE)
-        return found.log_softmax(1).numpy()
+LEAST = -1.5  # natural logarithm: of a frame on average, for a text that fits
 
 
 def cut(

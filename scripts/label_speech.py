@@ -5,6 +5,7 @@
 
 What the model is less sure of is left out: its mistakes would be learnt. --test_data says what a
 confidence is worth, on recordings with texts: the share kept, and the WER of what is kept.
+--agree_with asks a second opinion instead, such as label_by_phonemes.py writes.
 """
 
 from __future__ import annotations
@@ -69,17 +70,42 @@ def run(args: argparse.Namespace) -> int:
         args.min_confidence = SURE_WITH_LM if recognizer.worded else SURE
     if args.test_data:
         show_worth(recognizer, read_test_data(args.test_data, args.limit))
-    kept = [
-        replace(u, text=text)
-        for u, text, confidence in heard(recognizer, utterances[: args.limit or None])
-        if text and confidence >= args.min_confidence
-    ]
+    found = heard(recognizer, utterances[: args.limit or None])
+    kept = list(agreed(found, args) if args.agree_with else sure(found, args.min_confidence))
     if not kept:
-        raise ValueError(f"none of the recordings is heard with {args.min_confidence} or more")
+        asked = f"a confidence of {args.min_confidence} or more"
+        if args.agree_with:
+            asked = f"at most {args.max_difference} of the words other than in {args.agree_with}"
+        raise ValueError(f"none of the recordings is heard with {asked}")
     write_manifest(args.output_path, kept)
     hours = sum(u.duration for u in kept) / 3600
     print(f"{len(kept)} of {len(utterances)} recordings, {hours:.2f} h: {args.output_path}")
     return 0
+
+
+Heard = Iterator[tuple[Utterance, str, float]]
+
+
+def sure(found: Heard, least: float) -> Iterator[Utterance]:
+    """Those with a text of at least this confidence."""
+    for utterance, text, confidence in found:
+        if text and confidence >= least:
+            yield replace(utterance, text=text)
+
+
+def agreed(found: Heard, args: argparse.Namespace) -> Iterator[Utterance]:
+    """Those of which the second opinion differs in few words; its text is the one that is kept.
+
+    Two recognisers seldom make the same mistake, and a model learns more from the other's texts
+    than from its own.
+    """
+    other = {u.audio_filepath: u.text for u in read_manifest(args.agree_with)}
+    for utterance, text, _ in found:
+        opinion = other.get(utterance.audio_filepath, "")
+        if text and opinion:
+            errors, words = sum(word_counts(opinion, text)[:3]), len(opinion.split())
+            if errors <= args.max_difference * words:
+                yield replace(utterance, text=opinion)
 
 
 def unlabelled(path: str) -> list[Utterance]:
@@ -96,6 +122,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--min_confidence", type=number,
         help="mean confidence of the words of a recording that is kept "
         f"({SURE}, with a language model {SURE_WITH_LM})")  # fmt: skip
+    add("--agree_with", help="manifest of the same recordings with texts of another recogniser: "
+        "those that differ little are kept, in place of the sure ones")  # fmt: skip
+    add("--max_difference", type=number, default=0.5,
+        help="share of the words that may differ (%(default)s)")  # fmt: skip
     add("--test_data", help="recordings with texts, to see what a confidence is worth")
     add("--limit", type=int, default=0, help="only the first so many recordings (default: all)")
     add("--threads", type=int, default=1, help="processor threads (%(default)s)")
@@ -103,6 +133,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.min_confidence is not None and not 0 <= args.min_confidence <= 1:
         parser.error(f"--min_confidence {args.min_confidence} must lie in [0, 1]")
+    if args.agree_with and args.min_confidence is not None:
+        parser.error("give --min_confidence or --agree_with")
     if min(args.limit, args.threads) < 0:
         parser.error("--limit and --threads must be at least 0")
     return args

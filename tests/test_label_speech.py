@@ -49,6 +49,27 @@ def test_unsure_texts_are_left_out(tiny_checkpoint, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_texts_of_another_recogniser_are_kept_where_both_agree(tmp_path, monkeypatch, capsys):
+    said = {"a": "one two three", "b": "one too free", "c": "", "d": "alone"}
+    recognizer = SimpleNamespace(
+        worded=True,
+        transcribe=lambda path: SimpleNamespace(text=said[Path(path).stem], confidence=0.1),
+    )
+    monkeypatch.setattr(label_speech, "load", lambda *_, **__: recognizer)
+    paths = [str(tmp_path / f"{name}.wav") for name in said]
+    write_manifest(tmp_path / "silent.json", [Utterance(path, 1.0, "") for path in paths])
+    other = [Utterance(path, 1.0, "one two free") for path in paths[:3]]
+    write_manifest(tmp_path / "other.json", other)
+    wanted = flags("--data_dir", tmp_path / "silent.json", "--output_path", tmp_path / "out.json",
+                   "--agree_with", tmp_path / "other.json")  # fmt: skip
+    assert main(wanted) == 0
+    kept = read_manifest(tmp_path / "out.json")
+    assert [(u.id, u.text) for u in kept] == [("a", "one two free"), ("b", "one two free")]
+    assert main([*wanted, "--max_difference", "0.3"]) == 2
+    assert "at most 0.3 of the words other than in" in capsys.readouterr().err
+    assert main([*wanted, "--min_confidence", "0.3"]) == 2
+
+
 def test_a_language_model_must_be_surer(tmp_path, monkeypatch):
     """What is kept by default is as right with one as without: 0.8 there is 0.95 here."""
     for worded, kept in ((False, ["a", "b"]), (True, ["b"])):

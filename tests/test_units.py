@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from asr.corpus.lexicon import phonemes, read_lexicon
+from asr.corpus.manifest import read_manifest
 from asr.corpus.units import Units, align
+from asr.importing.phonemes import SpelledWords
+from asr.runtime.beam import BeamConfig, BeamSearch
 from asr.training.train import main as train
-from scripts import cut_units, speak_texts
+from scripts import cut_units, label_by_phonemes, speak_texts
 from tests.corpus import write_corpus
 from tests.test_reduction import CONFIG, run, start  # noqa: F401
 from tests.test_teach_front import recogniser  # noqa: F401
@@ -149,3 +152,53 @@ def test_pronouncing_needs_its_wheel_and_words(tmp_path, capsys):
 
     assert main(["--output_path", str(tmp_path / "lexicon.tsv")]) == 2
     assert "whose words are to be pronounced" in capsys.readouterr().err
+
+
+def test_words_are_found_by_their_sounds(recogniser, tmp_path, capsys):  # noqa: F811
+    """Of two words that sound alike the likelier is written; other sounds are no word."""
+    model = tmp_path / "model.arpa"
+    model.write_text(
+        "\\data\\\nngram 1=6\n\n\\1-grams:\n-9 <unk>\n-1 <s>\n-1 </s>\n-2 see\n-1 sea\n-1 a\n"
+        "\n\\end\\\n",
+        encoding="utf-8",
+    )
+    config = BeamConfig(lm=str(model))
+    lexicon = {"see": ("s", "i"), "sea": ("s", "i"), "a": ("ə",)}
+    words = SpelledWords(lexicon, ["i", "s", "ə"], config)
+    i, s, schwa = words.letters[1:]
+    assert words.text(f"{s}{i}▁{schwa}") == "sea a"
+    assert words.score(words.start(), s)[0] < -100
+    assert words.ahead(s) == words.score((), f"{s}{i}")[0]
+    assert words.ahead(f"{i}{s}") < -100
+    tokens = ["<blank>", *words.letters]
+    probabilities = np.full((7, 5), 1e-3)
+    for frame, token in enumerate([3, 2, 0, 1, 1, 4, 0]):  # s i, a boundary, a
+        probabilities[frame, token] = 1
+    ids = BeamSearch(tokens, config, words)(np.log(probabilities))
+    assert words.text("".join(tokens[i] for i in ids)) == "sea a"
+
+
+def test_recordings_are_labelled_by_phonemes(recogniser, tmp_path, capsys):  # noqa: F811
+    symbols = ["b", "c", "ɑ", *(f"x{i}" for i in range(186))]
+    recogniser.with_name("g2p_vocab.json").write_text(json.dumps({"decoder": symbols}))
+    data = write_corpus(tmp_path / "data", 1)
+    lexicon, model, out = (tmp_path / name for name in ("lexicon.tsv", "m.arpa", "heard.json"))
+    lexicon.write_text("ab\ta b\nba\tb a\nc\tc\na\ta\n", encoding="utf-8")
+    model.write_text(
+        "\\data\\\nngram 1=6\n\n\\1-grams:\n-9 <unk>\n-1 <s>\n-1 </s>\n-1 ab\n-1 ba\n-1 c\n"
+        "\n\\end\\\n",
+        encoding="utf-8",
+    )
+    flags = ["--teacher", recogniser, "--lexicon", lexicon, "--lm", model]
+    given = ["--data_dir", data / "train.json", "--output_path", out]
+    code = label_by_phonemes.main([*map(str, [*flags, *given])])
+    part = out.with_suffix(".part")
+    if code:  # random weights may understand nothing
+        assert "nothing was understood" in capsys.readouterr().err
+        assert len(part.read_text().splitlines()) == 9
+    else:
+        assert set(" ".join(u.text for u in read_manifest(out)).split()) <= {"ab", "ba", "c", "a"}
+        assert not part.exists()
+    assert label_by_phonemes.main([*map(str, flags), "--test_data", str(data / "dev.json")]) == 0
+    assert "WER" in capsys.readouterr().out
+    assert label_by_phonemes.main([*map(str, flags)]) == 2
