@@ -251,9 +251,13 @@ def changes(steps: Sequence[Step]) -> list[Step]:
 
 def check(checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
     """Raises ValueError now rather than after the work."""
+    read: set[str] = set()
     for step in changes(steps):
         if step.tuning.fine_tune_epochs:
-            finetuning.data_path(checkpoint, step.tuning)
+            where = finetuning.data_path(checkpoint, step.tuning)
+            if read and str(where) not in read:  # that of the first is read at once
+                finetuning.data(checkpoint, step.tuning)
+            read.add(str(where))
         own = getattr(method(step.method), "check", None)
         if own:
             own(checkpoint, step.config, step.tuning)

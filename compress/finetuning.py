@@ -45,7 +45,11 @@ class Options:
 
     fine_tune_epochs: int = field(default=0, metadata={"help": "epochs of training afterwards"})
     fine_tune_data: str = field(
-        default="", metadata={"help": "data to train on; by default what the model was trained on"}
+        default="",
+        metadata={
+            "help": "data to train on, with --recipe in each step that names none; by default what "
+            "the model was trained on"
+        },
     )
     fine_tune_learning_rate: float = field(
         default=0.0,
@@ -96,7 +100,7 @@ def fine_tune(
             return fine_tune(checkpoint, teacher, options, Path(temporary), update, run)
     check_trainable(checkpoint.model)
     config = run.settings(checkpoint, options)
-    train, dev = data(checkpoint, options, config, print if is_first() else quiet)
+    train, dev = data(checkpoint, options, print if is_first() else quiet)
     place = folder / f"fine_tuning_{len(checkpoint.history)}"
     state = resumable(place / "last.pt", checkpoint)
     place.mkdir(parents=True, exist_ok=True)
@@ -178,9 +182,10 @@ def quiet(text: str) -> None:
 
 
 def data(
-    checkpoint: Checkpoint, options: Options, config: TrainConfig, say: Say = quiet
+    checkpoint: Checkpoint, options: Options, say: Say = quiet
 ) -> tuple[list[Utterance], list[Utterance]]:
     """What can be used of the speech to train on, and of what is held out; says what cannot."""
+    config = train_config(checkpoint, options)
     splits = load_splits(data_path(checkpoint, options), seed=trained_with(checkpoint).seed)
     for note in splits.notes:
         say(note)

@@ -8,14 +8,14 @@ from asr.network.checkpoint import Checkpoint
 from asr.network.processes import is_first
 from asr.training.data import BatchDataset
 from asr.training.dev import listen
-from compress.finetuning import Options, data, train_config
+from compress.finetuning import Options, data
 
 
 def untrained_is_better(
     untrained: nn.Module, trained: nn.Module, checkpoint: Checkpoint, options: Options
 ) -> bool:
     """Whether the dev data of fine-tuning is heard better without it: by WER, then CER. Says so."""
-    _, dev = data(checkpoint, options, train_config(checkpoint, options))
+    _, dev = data(checkpoint, options)
     if not dev:
         return False
     dataset = BatchDataset(dev, checkpoint.tokenizer, checkpoint.features)

@@ -59,11 +59,11 @@ def needs_calibration(step: Step) -> bool:
     return bool(getattr(step.config, "needs_calibration", False))
 
 
-def read_recipe(path: str) -> list[Step]:
+def read_recipe(path: str, fine_tune_data: str = "") -> list[Step]:
     """Steps of a JSON or TOML file: a list under `steps`, or in JSON the list alone.
 
     Each step is an object with `method` and that method's options; the method `evaluation` with
-    `test_data` measures.
+    `test_data` measures. Steps that train take `fine_tune_data` where they name no data.
     """
     contents = read_structured(path)
     steps = contents.get("steps") if isinstance(contents, dict) else contents
@@ -84,7 +84,20 @@ def read_recipe(path: str) -> list[Step]:
             made.append(make_step(entry["method"], options))
         except ValueError as error:
             raise ValueError(f"{path}, step {number}: {error}") from None
-    return made
+    return learning_from(made, fine_tune_data, path) if fine_tune_data else made
+
+
+def learning_from(steps: Sequence[Step], fine_tune_data: str, path: str) -> list[Step]:
+    """The steps of a recipe, with that data for those that train and name none."""
+    if not any(step.tuning.fine_tune_epochs for step in steps):
+        raise ValueError(f"--fine_tune_data {fine_tune_data}: no step of {path} trains")
+    named = ((step, step.tuning.fine_tune_data or fine_tune_data) for step in steps)
+    return [
+        replace_fields(step, tuning=replace_fields(step.tuning, fine_tune_data=data))
+        if step.tuning.fine_tune_epochs
+        else step
+        for step, data in named
+    ]
 
 
 def expand(steps: Sequence[Step]) -> list[Step]:

@@ -201,11 +201,12 @@ def choose(method: str, recipe: str | Path, options: dict[str, Any], goal: Goal)
     mixing = goal != Goal()
     if bool(method) + bool(recipe) + mixing != 1:
         raise ValueError(f"give either --method, --recipe, {MIXING}")
-    if options and not method:
-        raise ValueError(f"--{min(options)} goes with --method or into the recipe's steps")
-    if mixing:
-        return []
-    return recipes.read_recipe(str(recipe)) if recipe else [recipes.make_step(method, options)]
+    if method:
+        return [recipes.make_step(method, options)]
+    idle = options.keys() - ({"fine_tune_data"} if recipe else set())
+    if idle:
+        raise ValueError(f"--{min(idle)} goes with --method or into the recipe's steps")
+    return recipes.read_recipe(str(recipe), **options) if recipe else []
 
 
 def say_unmatched(steps: Sequence[core.Step], model: nn.Module) -> None:

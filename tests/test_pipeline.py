@@ -229,3 +229,31 @@ def test_pruned_in_steps_as_much_is_gone(kind):
         weights = pruning.prunable(checkpoint.model, pruning.Config())
         zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
         assert zeros == pytest.approx(0.5, abs=0.002)
+
+
+def test_a_recipe_trains_on_the_data_that_is_given(corpus, tmp_path, no_export, capsys):
+    """The model that ships names none; a step that names its own keeps it."""
+    checkpoint = build(corpus)
+    checkpoint.data = {}
+    save_checkpoint(tmp_path / "shipped.pt", checkpoint)
+    own = str(write_corpus(tmp_path / "own", 1))
+    steps = [STEPS[0], {"method": "recovery", "fine_tune_epochs": 1,
+                        "fine_tune_data": own}, STEPS[3]]  # fmt: skip
+    folder, flag = tmp_path / "out", ("--fine_tune_data", str(corpus))
+    assert cli.main(arguments(tmp_path / "shipped.pt", folder, steps)) == 2
+    assert "give --fine_tune_data" in capsys.readouterr().err
+    assert cli.main(arguments(tmp_path / "shipped.pt", folder, steps, *flag)) == 0
+    history = load_checkpoint(folder / "model.pt").history[-3:]
+    named = [entry["config"].get("fine_tune_data", "") for entry in history]
+    assert named == [str(corpus), own, ""]
+    capsys.readouterr()
+    assert cli.main(arguments(tmp_path / "shipped.pt", tmp_path / "b", [STEPS[3]], *flag)) == 2
+    assert "no step of" in capsys.readouterr().err
+
+
+def test_data_of_a_later_step_is_looked_at_before_an_earlier_trains(source, tmp_path, capsys):
+    dev = write_corpus(tmp_path / "own", 1) / "dev.json"
+    steps = [STEPS[0], {"method": "recovery", "fine_tune_epochs": 1, "fine_tune_data": str(dev)}]
+    assert cli.main(arguments(source, tmp_path / "out", steps)) == 2
+    assert "no split named train*" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
