@@ -23,13 +23,15 @@ import torch
 from tqdm import tqdm
 
 from asr.common.metrics import error_rates
+from asr.common.provenance import command_line, portable_path
 from asr.corpus.lexicon import read_lexicon
 from asr.corpus.manifest import read_manifest, write_manifest
 from asr.importing.phonemes import PhonemeRecogniser
+from asr.measure.machine import provenance
 from asr.runtime.audio import read_audio
 from asr.runtime.beam import BeamConfig
 from asr.runtime.cli import Parser, describe, guarded
-from asr.runtime.files import check_writable
+from asr.runtime.files import check_writable, write_json
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,10 +44,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data_dir", help="manifest of recordings to write texts for")
     add("--test_data", help="manifest with texts: prints the error rate")
     add("--limit", type=int, default=0, help="so many recordings at most, spread evenly; 0: all")
+    add("--report_path", help="JSON to write: that error rate")
     add("--output_path", help="manifest to write")
     args = parser.parse_args(argv)
     if bool(args.data_dir) != bool(args.output_path) or not (args.data_dir or args.test_data):
         parser.error("give --data_dir and --output_path, or --test_data")
+    if args.report_path and not args.test_data:
+        parser.error("--report_path goes with --test_data")
+    args.command = command_line("scripts/label_by_phonemes.py", argv)
     return args
 
 
@@ -56,9 +62,11 @@ def test(recogniser: PhonemeRecogniser, args: argparse.Namespace) -> None:
         utterances = utterances[:: max(1, len(utterances) // args.limit)][: args.limit]
     heard = [recogniser(read_audio(u.audio_filepath)) for u in tqdm(utterances, disable=None)]
     rates = error_rates([u.text for u in utterances], heard)
-    print(
-        f"{args.test_data}: {len(heard)} recordings, WER {rates['wer']:.1%}, CER {rates['cer']:.1%}"
-    )
+    if args.report_path:
+        about = {"test_data": portable_path(args.test_data), "recordings": len(heard)}
+        write_json(args.report_path, provenance(args.command) | about | rates)
+    rate = f"WER {rates['wer']:.1%}, CER {rates['cer']:.1%}"
+    print(f"{args.test_data}: {len(heard)} recordings, {rate}")
 
 
 def label(recogniser: PhonemeRecogniser, args: argparse.Namespace) -> None:

@@ -199,6 +199,9 @@ def test_recordings_are_labelled_by_phonemes(recogniser, tmp_path, capsys):  # n
     else:
         assert set(" ".join(u.text for u in read_manifest(out)).split()) <= {"ab", "ba", "c", "a"}
         assert not part.exists()
-    assert label_by_phonemes.main([*map(str, flags), "--test_data", str(data / "dev.json")]) == 0
+    report = tmp_path / "report.json"
+    tested = ["--test_data", str(data / "dev.json"), "--report_path", str(report)]
+    assert label_by_phonemes.main([*map(str, flags), *tested]) == 0
     assert "WER" in capsys.readouterr().out
+    assert {"command", "commit", "machine", "wer", "cer"} <= json.loads(report.read_text()).keys()
     assert label_by_phonemes.main([*map(str, flags)]) == 2
