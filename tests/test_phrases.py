@@ -215,3 +215,9 @@ def test_commands_take_hotwords_and_grammars(tiny_checkpoint, grammar, tmp_path,
     assert evaluate([*flags, "--output_path", str(out), "--grammar", str(commands)]) == 0
     assert json.loads(out.read_text())["decoding"]["grammar"].endswith("letters.txt")
     assert str(tmp_path) not in out.read_text()
+
+
+@pytest.mark.parametrize("text", ["nowhere.txt", "./names", "lists/names"])
+def test_a_file_that_is_missing_is_no_phrase(text):
+    with pytest.raises(ValueError, match=f"{text}: no such file of phrases"):
+        read_phrases(text, ["<blk>", "▁", *"abcdefghijklmnopqrstuvwxyz./"])

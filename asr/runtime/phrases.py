@@ -145,6 +145,8 @@ def read_phrases(text: str, tokens: Sequence[str]) -> dict[Phrase, float]:
                 f"{text}: not UTF-8 text; convert it, for example with iconv"
             ) from None
         entries = [line.partition("#")[0] for line in lines]
+    elif text.endswith(".txt") or os.sep in text:
+        raise ValueError(f"{text}: no such file of phrases")
     else:
         entries = text.split(",")
     where = f"{text}: " if is_file else ""
