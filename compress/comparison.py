@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-
 from asr.common.provenance import portable_path
-from asr.measure.benchmark import RATE, infer_speed, noise
+from asr.measure.benchmark import speed_of_noise
 from asr.measure.evaluation import evaluate_data, without_texts
 from asr.measure.machine import provenance
 from asr.network.export import export_onnx
@@ -30,7 +26,7 @@ from compress.run import compress
 FLOAT = "float"
 ABOUT = "about.json"  # of the folder: which model and data its rows are of
 MODELS = ("model.pt", "model.onnx")
-SPEED, ROUNDS = "speed.json", 10
+SPEED = "speed.json"
 
 
 @dataclass(frozen=True)
@@ -190,10 +186,7 @@ class Comparison:
             if timed >= {portable_path(str(path)) for path in paths}:
                 return target
         about = provenance(command)
-        with tempfile.TemporaryDirectory() as folder:
-            audio = Path(folder) / "noise.wav"
-            soundfile.write(audio, noise(10.0, np.random.default_rng(0)), RATE)
-            rows = infer_speed(paths, audio, [1], ROUNDS)
+        rows = speed_of_noise(paths)
         results = [row | {"model": portable_path(str(row["model"]))} for row in rows]
         write_json(target, {"results": results, **about})
         return target

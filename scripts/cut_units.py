@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from asr.corpus.lexicon import read_lexicon
+from asr.corpus.lexicon import Pronunciations, read_lexicon
 from asr.corpus.manifest import Utterance
 from asr.corpus.splits import load_dataset
-from asr.corpus.units import BOUNDARY, END, Units, align
+from asr.corpus.units import BOUNDARY, END, Units, find_peaks
 from asr.importing.phonemes import Ears
 from asr.network.checkpoint import load_checkpoint
 from asr.runtime.audio import read_audio
@@ -42,11 +42,10 @@ LEAST = -1.5  # natural logarithm: of a frame on average, for a text that fits
 
 
 def cut(
-    args: argparse.Namespace, utterances: Sequence[Utterance]
+    args: argparse.Namespace, ears: Ears, lexicon: Pronunciations, utterances: Sequence[Utterance]
 ) -> Iterator[tuple[Utterance, np.ndarray, list[int], np.ndarray]]:
     """Each recording that fits its text: frames (T, D), symbols (S,) and their peaks (S,)."""
-    lexicon = read_lexicon(args.lexicon)
-    ears, checkpoint = Ears(args.teacher, lexicon), load_checkpoint(args.model_path)
+    checkpoint = load_checkpoint(args.model_path)
     model, rng = checkpoint.model.eval(), np.random.default_rng(args.seed)
     place = {name: number for number, name in enumerate(ears.names, BOUNDARY + 1)}
     for utterance in utterances:
@@ -55,7 +54,10 @@ def cut(
         if not all(symbols) or not symbols:
             continue
         waveform = read_audio(utterance.audio_filepath)
-        peaks, fit = align(ears(waveform), np.array(symbols))
+        try:
+            peaks, fit = find_peaks(ears(waveform), np.array(symbols))
+        except ValueError:  # more phonemes than frames
+            continue
         if fit < LEAST:
             continue
         features = raw_log_mel(degrade(waveform, rng, AUGMENT, lambda _: []), checkpoint.features)
@@ -70,11 +72,13 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.output_path)
     torch.set_num_threads(args.threads)
     utterances = [u for u in load_dataset(args.data_dir, "train") if u.duration <= 20]
-    order = np.random.default_rng(args.seed).permutation(len(utterances))
+    lexicon = read_lexicon(args.lexicon)
+    ears = Ears(args.teacher, lexicon)
+    some = [utterances[i] for i in np.random.default_rng(args.seed).permutation(len(utterances))]
     bar = tqdm(total=args.hours, unit="h", disable=None)
     hidden, phones, peaks, speakers, at, hours = [], [], [], [], 0, 0.0
     names: dict[str, int] = {}
-    for utterance, frames, symbols, where in cut(args, [utterances[i] for i in order]):
+    for utterance, frames, symbols, where in cut(args, ears, lexicon, some):
         hidden.append(frames.astype(np.float16))
         phones += [END, *symbols, END]
         peaks += [at, *(where + at), at + len(frames) - 1]
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             break
     if not hidden:
         raise ValueError("no recording has words of the lexicon alone and fits its text")
-    found = ["<end>", "|", *Ears(args.teacher, read_lexicon(args.lexicon)).names]
+    found = ["<end>", "|", *ears.names]
     Units(
         np.concatenate(hidden), np.array(phones, np.int16), np.array(peaks, np.int32),
         np.array(speakers, np.int32), found,

@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--lm_weight", type=float, default=0.5, help="of its log probabilities (%(default)s)")
     add("--data_dir", help="manifest of recordings to write texts for")
     add("--test_data", help="manifest with texts: prints the error rate")
-    add("--limit", type=int, default=0, help="so many recordings at most, spread evenly; 0: all")
+    add("--limit", type=int, default=0, help="of --test_data: so many, spread evenly; 0: all")
     add("--report_path", help="JSON to write: that error rate")
     add("--output_path", help="manifest to write")
     args = parser.parse_args(argv)
@@ -73,7 +73,7 @@ def label(recogniser: PhonemeRecogniser, args: argparse.Namespace) -> None:
     """Writes the texts, line by line to a file that a run goes on with, at last the manifest."""
     output = Path(args.output_path)
     check_writable(output)
-    utterances = read_manifest(args.data_dir)[: args.limit or None]
+    utterances = read_manifest(args.data_dir)
     part = output.with_suffix(".part")
     texts: dict[str, str] = {}
     if part.exists():

@@ -34,7 +34,7 @@ def flags(tmp_path, tiny_checkpoint, tiny_onnx, monkeypatch):
 
     monkeypatch.setattr(comparison, "export_onnx", export)
     monkeypatch.setattr(comparison, "evaluate_data", partial(evaluate_data, limit=4))
-    monkeypatch.setattr(comparison, "infer_speed", timed)
+    monkeypatch.setattr(comparison, "speed_of_noise", timed)
     data = write_corpus(tmp_path / "corpus") / "dev.json"
     (tmp_path / "out" / "float").mkdir(parents=True)
     command = [

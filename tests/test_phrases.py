@@ -220,4 +220,8 @@ def test_commands_take_hotwords_and_grammars(tiny_checkpoint, grammar, tmp_path,
 @pytest.mark.parametrize("text", ["nowhere.txt", "./names", "lists/names"])
 def test_a_file_that_is_missing_is_no_phrase(text):
     with pytest.raises(ValueError, match=f"{text}: no such file of phrases"):
-        read_phrases(text, ["<blk>", "▁", *"abcdefghijklmnopqrstuvwxyz./"])
+        read_phrases(text, ["<blk>", "▁", *"abcdefghijklmnopqrstuvwxyz."])
+
+
+def test_a_word_with_a_slash_is_one_where_it_can_be_written():
+    assert read_phrases("tcp/ip", ["<blk>", "▁", *"tcpi/"]) == {("tcp/ip",): HOTWORD_BONUS}

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asr.runtime.files import whole_file
+from asr.runtime.words import align
 
 END, BOUNDARY = 0, 1  # symbols: where a recording begins and ends, and between two words
 LONGEST = 10  # phonemes by which units are found, six bits each
@@ -49,7 +50,7 @@ class Units:
         self._keys = keys[self._order]
 
     def save(self, path: str | Path) -> None:
-        """Writes an .npz file."""
+        """Writes an .npz file, whole or not at all."""
         with whole_file(path, binary=True) as file:
             np.savez(
                 file, hidden=self.hidden, phones=self.phones, peaks=self.peaks,
@@ -119,36 +120,15 @@ def shift(place: int) -> np.uint64:
     return np.uint64(6 * (LONGEST - 1 - place))
 
 
-def align(log_probs: npt.NDArray[np.floating], symbols: Ints) -> tuple[Ints, float]:
-    """The frames (S,) of the peaks of `symbols` (S,) in log_probs (T, V), the blank first.
+def find_peaks(log_probs: npt.NDArray[np.floating], symbols: Ints) -> tuple[Ints, float]:
+    """The frames (S,) in which `symbols` (S,) are heard best in log_probs (T, V), the blank first.
 
-    By the likeliest CTC path, and its log-probability a frame; -inf where there are too few frames.
+    On the likeliest CTC path, and its log-probability a frame; ValueError for too few frames.
     """
-    frames, states = len(log_probs), 2 * len(symbols) + 1
-    labels = np.zeros(states, np.intp)
-    labels[1::2] = symbols
-    skips = np.zeros(states, bool)
-    skips[3::2] = labels[3::2] != labels[1:-2:2]
-    emitted = log_probs[:, labels].astype(np.float64)  # (T, 2 S + 1)
-    score = np.full(states, -np.inf)
-    score[:2] = emitted[0, :2]
-    steps = np.zeros((frames, states), np.int8)
-    for frame in range(1, frames):
-        moved = np.full((3, states), -np.inf)
-        moved[0], moved[1, 1:] = score, score[:-1]
-        moved[2, 2:] = np.where(skips[2:], score[:-2], -np.inf)
-        steps[frame] = moved.argmax(0)
-        score = moved.max(0) + emitted[frame]
-    state = states - 1 if score[-1] > score[-2] else states - 2
-    total = float(score[state]) / frames
-    if total == -np.inf:
-        return np.zeros(0, np.intp), total
-    path = np.zeros(frames, np.intp)
-    for frame in range(frames - 1, -1, -1):
-        path[frame] = state
-        state -= int(steps[frame, state])
+    spans = align(log_probs, symbols.tolist())  # (S, 2)
+    path = np.zeros(len(log_probs), np.intp)
     peaks = np.zeros(len(symbols), np.intp)
-    for number, symbol in enumerate(symbols.tolist()):
-        own = np.flatnonzero(path == 2 * number + 1)
-        peaks[number] = own[log_probs[own, symbol].argmax()]
-    return peaks, total
+    for number, (symbol, (first, stop)) in enumerate(zip(symbols, spans, strict=True)):
+        path[first:stop] = symbol
+        peaks[number] = first + log_probs[first:stop, symbol].argmax()
+    return peaks, float(log_probs[np.arange(len(path)), path].mean())

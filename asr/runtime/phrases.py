@@ -136,6 +136,7 @@ def read_phrases(text: str, tokens: Sequence[str]) -> dict[Phrase, float]:
 
     In a file, what follows a # is passed over. ValueError for what the tokens cannot write.
     """
+    letters = set("".join(tokens[1:])) - {SPACE}
     is_file = os.path.isfile(text)  # also false for what is too long for a name
     if is_file:
         try:
@@ -145,12 +146,11 @@ def read_phrases(text: str, tokens: Sequence[str]) -> dict[Phrase, float]:
                 f"{text}: not UTF-8 text; convert it, for example with iconv"
             ) from None
         entries = [line.partition("#")[0] for line in lines]
-    elif text.endswith(".txt") or os.sep in text:
+    elif text.endswith(".txt") or (os.sep in text and os.sep not in letters):
         raise ValueError(f"{text}: no such file of phrases")
     else:
         entries = text.split(",")
     where = f"{text}: " if is_file else ""
-    letters = set("".join(tokens[1:])) - {SPACE}
     found = {}
     for entry in filter(str.strip, entries):
         phrase, colon, number = entry.rpartition(":")
